@@ -1,0 +1,148 @@
+# Every command of the project. `make` alone lists them.
+
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+STACK_ROOT ?= build/stack
+KAFKA_PORT ?= 9092
+CASSANDRA_PORT ?= 9042
+FLINK_PORT ?= 8081
+FLASK_PORT ?= 8080
+KAFKA_CONTROLLER_PORT ?= 0
+CASSANDRA_STORAGE_PORT ?= 0
+FLINK_RPC_PORT ?= 0
+TASK_MANAGERS ?= 0
+TASK_MANAGER_MEMORY ?= 1600m
+CASSANDRA_HEAP ?= 1536m
+KEYSPACE ?= recommender
+RATE ?= 50
+N ?= 1
+YES ?=
+PYTEST_ARGS ?=
+
+LOCAL = $(PY) -m local --root $(STACK_ROOT) --kafka-port $(KAFKA_PORT) \
+	--cassandra-port $(CASSANDRA_PORT) --flink-port $(FLINK_PORT) --flask-port $(FLASK_PORT) \
+	--kafka-controller-port $(KAFKA_CONTROLLER_PORT) \
+	--cassandra-storage-port $(CASSANDRA_STORAGE_PORT) --flink-rpc-port $(FLINK_RPC_PORT) \
+	--task-managers $(TASK_MANAGERS) --task-manager-memory $(TASK_MANAGER_MEMORY) \
+	--cassandra-heap $(CASSANDRA_HEAP) --keyspace $(KEYSPACE)
+
+KAFKA_JARS := build/jars/kafka/.done
+CASSANDRA_JARS := build/jars/cassandra/.done
+FLINK_JARS := build/jars/flink/.done
+
+.DEFAULT_GOAL := help
+.PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
+	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
+		| awk -F ':.*## ' '{printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}'
+	@echo
+	@echo "  Variables, with their defaults: KAFKA_PORT=$(KAFKA_PORT) CASSANDRA_PORT=$(CASSANDRA_PORT)" \
+		"FLINK_PORT=$(FLINK_PORT) FLASK_PORT=$(FLASK_PORT)"
+	@echo "  TASK_MANAGERS=$(TASK_MANAGERS) (0: one a core) TASK_MANAGER_MEMORY=$(TASK_MANAGER_MEMORY)" \
+		"CASSANDRA_HEAP=$(CASSANDRA_HEAP) RATE=$(RATE) (demo events/s)"
+
+# --- what everything needs -----------------------------------------------------------------------
+
+env: $(VENV)/.done ## Make the Python environment from requirements.lock
+
+$(VENV)/.done: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "python: $(PYTHON) is not found"; \
+		echo "  remedy: install Python 3.11, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "making the Python environment (a few minutes, once) ..."
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements.lock
+	@touch $@
+
+java:
+	@command -v java >/dev/null || test -n "$$JAVA_HOME" || { \
+		echo "java: not found"; \
+		echo "  remedy: install a JDK 17 (Debian, Ubuntu: apt-get install openjdk-17-jdk-headless)"; \
+		exit 1; }
+	@command -v mvn >/dev/null || { \
+		echo "mvn: not found"; \
+		echo "  remedy: install Maven (Debian, Ubuntu: apt-get install maven)"; exit 1; }
+
+jars: java $(KAFKA_JARS) $(CASSANDRA_JARS) $(FLINK_JARS) ## Fetch the jars of Kafka, Cassandra and the connectors
+
+$(KAFKA_JARS): local/kafka/pom.xml
+$(CASSANDRA_JARS): local/cassandra/pom.xml
+$(FLINK_JARS): connectors/pom.xml
+build/jars/%/.done:
+	@echo "fetching the jars of $* ..."
+	@rm -rf build/jars/$*
+	@mvn -q -B -f $< dependency:copy-dependencies -DincludeScope=runtime \
+		-DoutputDirectory=$(CURDIR)/build/jars/$*
+	@touch $@
+
+# --- the stack -----------------------------------------------------------------------------------
+
+run: env jars ## Start everything and a demo shop, show live status; Ctrl-C stops it all
+	@$(LOCAL) run --rate $(RATE)
+
+up: env jars ## Start everything in the background
+	@$(LOCAL) up
+
+down: env ## Stop the job with a savepoint, then everything; data stays
+	@$(LOCAL) down
+
+status: env ## Show the status once
+	@$(LOCAL) status
+
+reset: env ## Stop everything and delete its data (asks; YES=1 does not)
+	@$(LOCAL) reset $(if $(YES),--yes)
+
+resume: env jars ## After a crash: restart what is dead, resume the job from its newest checkpoint
+	@$(LOCAL) resume
+
+scale: env jars ## Run the job with N TaskManagers: make scale N=2
+	@$(LOCAL) scale $(N)
+
+# --- checks --------------------------------------------------------------------------------------
+
+test: env jars ## All tests; the integration tests start their own servers
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+unit: env ## The fast tests, without servers
+	@$(PY) -m pytest -m "not integration" $(PYTEST_ARGS)
+
+lint: env ## Check style and types; changes nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy .
+
+format: env ## Format the code and apply safe fixes
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --all-extras --generate-hashes \
+	--python-version 3.11 --no-header --no-annotate --output-file requirements.lock
+
+lock: env ## Write requirements.lock anew from pyproject.toml, keeping versions where possible
+	@$(UV_COMPILE)
+
+upgrade: env ## The same with the newest versions
+	@$(UV_COMPILE) --upgrade
+
+bench-pipeline: env jars ## Events/s of the whole pipeline, and of the two usual alternatives
+	@$(PY) -m benchmarks.pipeline
+
+bench-scale: env jars ## Throughput over users, products and parallelism; memory; soak
+	@$(PY) -m benchmarks.scale
+
+bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearch
+	@$(PY) -m benchmarks.lookup
+
+bench: bench-lookup bench-pipeline bench-scale ## All benchmarks
+
+chaos: env jars ## Kill every server while events flow, then account for every event
+	@$(PY) -m tests.chaos
+
+clean: ## Delete build results, the jars and the stack's data (run `make down` first)
+	@if ls $(STACK_ROOT)/run/*.pid >/dev/null 2>&1; then \
+		echo "the stack runs: make down"; exit 1; fi
+	@rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

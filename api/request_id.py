@@ -1,0 +1,34 @@
+"""The request's id: taken from X-Request-ID or made, in every response and every log line."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import cast
+
+from flask import Flask, Response, g, request
+
+HEADER = "X-Request-ID"
+# What may be repeated into headers and logs without escaping.
+_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id() -> str:
+    """Return the id of the request that is being handled; the same at every call."""
+    if "request_id" not in g:
+        sent = request.headers.get(HEADER, "")
+        g.request_id = sent if _ACCEPTED.fullmatch(sent) else uuid.uuid4().hex
+    return cast("str", g.request_id)
+
+
+def register(app: Flask) -> None:
+    """Put the id, and the defaults of the other headers, on every response of ``app``."""
+    app.after_request(_finish)
+
+
+def _finish(response: Response) -> Response:
+    response.headers[HEADER] = request_id()
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    # A list is one person's and changes within a second; a route that may be cached says so.
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -1,0 +1,130 @@
+"""The benchmarks' made-up workload: Zipf users and products, loaded into Kafka before the clock.
+
+Every contestant of a benchmark reads the same records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from confluent_kafka import Producer
+from numpy.typing import NDArray
+
+from udfs.schemas import Event, Product, encode_event, encode_product, encode_vector
+
+DIMENSIONS: Final = 64
+SPACE: Final = "bench-v1"
+# Half of what people do on a shop's pages is looking; the shares are made up.
+_TYPES: Final = ("click", "scroll", "add_to_cart", "purchase")
+_SHARES: Final = (0.55, 0.35, 0.07, 0.03)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is drawn; the same seed gives the same records."""
+
+    events: int = 500_000
+    users: int = 100_000
+    products: int = 10_000
+    zipf: float = 1.0
+    """Exponent of the users' activity: the r-th user's share is proportional to r ** -zipf."""
+    seed: int = 1
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Unit vectors of the products, shape (products, 64), in clusters as real ones are."""
+        rng = np.random.default_rng(self.seed)
+        centres = rng.standard_normal((max(10, self.products // 50), DIMENSIONS))
+        chosen = centres[rng.integers(0, len(centres), self.products)]
+        raw = chosen + 0.6 * rng.standard_normal((self.products, DIMENSIONS))
+        unit: NDArray[np.float64] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        return unit.astype(np.float32)
+
+    def product_id(self, number: int) -> str:
+        """Id of a product, as long as a real one."""
+        return f"B{number:09d}"
+
+    def catalogue(self) -> Iterator[tuple[str, bytes]]:
+        """Records of the catalogue topic: key and value."""
+        for number, vector in enumerate(self.vectors()):
+            product = Product(
+                product_id=self.product_id(number),
+                space=SPACE,
+                embedding=encode_vector(vector),
+                title=f"Product {number}",
+                category=f"CATEGORY_{number % 40}",
+                price=round(1 + (number * 37 % 20_000) / 100, 2),
+            )
+            yield product.product_id, encode_product(product)
+
+    def stream(self, *, start_ms: int | None = None) -> Iterator[tuple[str, bytes]]:
+        """Records of the events topic, one millisecond of event time apart, ending at now."""
+        rng = np.random.default_rng(self.seed + 1)
+        share = np.arange(1, self.users + 1, dtype=np.float64) ** -self.zipf
+        share /= share.sum()
+        users = rng.choice(self.users, self.events, p=share).tolist()
+        popularity = np.arange(1, self.products + 1, dtype=np.float64) ** -0.8
+        popularity /= popularity.sum()
+        products = rng.choice(self.products, self.events, p=popularity).tolist()
+        types = rng.choice(len(_TYPES), self.events, p=_SHARES).tolist()
+        first = start_ms if start_ms is not None else int(time.time() * 1000) - self.events
+        for number in range(self.events):
+            event = Event(
+                event_id=f"0190{self.seed:04x}-{number:012x}",
+                user_id=f"user-{users[number]:07d}",
+                type=_TYPES[types[number]],
+                ts=first + number,
+                product_id=self.product_id(products[number]),
+                session_id=f"s{users[number]}",
+            )
+            yield event.user_id, encode_event(event)
+
+
+def producer(bootstrap: str) -> Any:
+    """Make the producer that all of the benchmarks' records come from."""
+    return Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "linger.ms": 50,
+            "queue.buffering.max.messages": 200_000,
+            "compression.type": "lz4",
+        }
+    )
+
+
+def load(bootstrap: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
+    """Put records into a topic and wait until Kafka has acknowledged all of them.
+
+    Returns:
+        How many.
+
+    Raises:
+        RuntimeError: Kafka did not take one.
+    """
+    client = producer(bootstrap)
+    failed: list[str] = []
+
+    def delivered(error: object, _message: object) -> None:
+        if error is not None:
+            failed.append(str(error))
+
+    count = 0
+    for key, value in records:
+        while True:
+            try:
+                client.produce(topic, value, key, on_delivery=delivered)
+                break
+            except BufferError:
+                client.poll(0.1)
+        count += 1
+        if count % 1000 == 0:
+            client.poll(0)
+    left = client.flush(60)
+    if failed or left:
+        msg = f"{len(failed) + left} of {count} records were not taken: {failed[:1]}"
+        raise RuntimeError(msg)
+    return count

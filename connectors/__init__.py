@@ -1,0 +1,1 @@
+"""What talks to a server: Kafka sources and sinks, the Cassandra schema, writer and reader."""

@@ -1,0 +1,90 @@
+"""Operator: the Cassandra sink, chained behind the lookup; its output is the dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from pyflink.common import Row
+from pyflink.datastream import RuntimeContext
+from pyflink.datastream.functions import ProcessFunction
+
+from connectors.cassandra_writer import Writer, WriteReport
+from connectors.dead_letters import to_row
+from udfs.metrics import METRIC_GROUP, Gauge, WindowedQuantiles
+from udfs.schemas import DeadLetter, Reason, SaveBatch
+
+WriterFactory = Callable[[], Writer]
+
+
+class CassandraSink(ProcessFunction):
+    """Saves each :class:`SaveBatch`; after a tick's last one returns only when all is acknowledged.
+
+    A checkpoint barrier cannot pass in between, because all batches of a tick come out of one call
+    of the operator before, chained into the same task: what a checkpoint calls saved is saved.
+    """
+
+    def __init__(self, writer_factory: WriterFactory, events_topic: str) -> None:
+        """Keep how to make the writer, which holds sockets and is made where it runs."""
+        self._writer_factory = writer_factory
+        self._events_topic = events_topic
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Connect, and register the metrics."""
+        self._writer = self._writer_factory()
+        self._event_times: list[int] = []
+        self._freshness = WindowedQuantiles()
+        self._latency = WindowedQuantiles()
+        group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
+        self._gauges = [
+            (Gauge(group, f"{name}_p{q}_ms"), quantiles, q / 100)
+            for name, quantiles in (
+                ("freshness", self._freshness),
+                ("write_latency", self._latency),
+            )
+            for q in (50, 99)
+        ]
+        self._retries = group.counter("write_retries")
+        self._rows = group.counter("rows_written")
+        self._refused = group.add_group("reason", Reason.REFUSED.value).counter("refused_events")
+
+    def process_element(
+        self, value: SaveBatch | DeadLetter, _ctx: ProcessFunction.Context
+    ) -> Iterator[Row]:
+        """Save a batch or pass a dead letter on."""
+        if isinstance(value, DeadLetter):
+            yield to_row(value)
+            return
+        self._writer.save(value)
+        self._event_times.extend([pending.event.ts for pending in value.events])
+        if value.last:
+            yield from self._settle(self._writer.drain())
+
+    def close(self) -> None:
+        """Close the connection."""
+        # Flink also closes what failed to open.
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+    def _settle(self, report: WriteReport) -> Iterator[Row]:
+        now_ms = time.time_ns() // 1_000_000
+        self._freshness.extend([now_ms - ts for ts in self._event_times])
+        self._event_times.clear()
+        self._latency.extend(report.latencies_ms)
+        for gauge, quantiles, q in self._gauges:
+            gauge.set(quantiles.quantile(q))
+        self._retries.inc(report.retries)
+        self._rows.inc(report.rows)
+        self._refused.inc(len(report.refused))
+        for refused in report.refused:
+            pending = refused.pending
+            yield to_row(
+                DeadLetter(
+                    self._events_topic,
+                    pending.event.user_id.encode().decode("latin-1"),
+                    pending.payload,
+                    Reason.REFUSED,
+                    refused.detail,
+                    pending.origin,
+                )
+            )

@@ -1,0 +1,408 @@
+"""Saves lists and events to Cassandra: grouped unlogged batches, retried until acknowledged.
+
+The values are serialised here and not by ``PreparedStatement.bind``, which costs more than all
+the rest of a row: the columns are known and few. The driver sends them as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import struct
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
+
+from cassandra import (
+    AuthenticationFailed,
+    InvalidRequest,
+    OperationTimedOut,
+    RequestExecutionException,
+    Unauthorized,
+)
+from cassandra.cluster import NoHostAvailable
+from cassandra.connection import ConnectionException
+from cassandra.policies import FallthroughRetryPolicy
+from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
+
+from connectors.cassandra_schema import statement
+from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
+from udfs.schemas import EVENT_TYPES, Event, PendingEvent, SaveBatch, SavedList
+
+logger = logging.getLogger(__name__)
+
+# What the list shows as the reason of an item that is near to the user's profile.
+PROFILE_REASON: Final = "profile"
+
+_INT32: Final = struct.Struct(">i")
+_INT64: Final = struct.Struct(">q")
+_UINT32: Final = struct.Struct(">I")
+_MS_A_DAY: Final = 86_400_000
+# CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
+_EPOCH_DAY: Final = 2**31
+_TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
+_REASON: Final = _INT32.pack(len(PROFILE_REASON)) + PROFILE_REASON.encode()
+_FLOAT_LENGTH: Final = _INT32.pack(4)
+# Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
+_PREFIX_CACHE: Final = 500_000
+
+_TRANSIENT: Final = (
+    NoHostAvailable,
+    OperationTimedOut,
+    RequestExecutionException,  # timeouts, unavailable, overloaded, bootstrapping, write failure
+    ConnectionException,
+)
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """How the writer groups and retries."""
+
+    batch_bytes: int = 4_500
+    """Serialised values a batch, bytes; the server warns above 5 KiB by default."""
+    batch_rows: int = 100
+    """Rows a batch at the most."""
+    in_flight: int = 64
+    """Batches sent and not yet acknowledged: with batch_bytes, what the writer holds in memory."""
+    backoff_first_s: float = 0.1
+    """Wait before the first retry, seconds; doubled a retry, with jitter."""
+    backoff_max_s: float = 5.0
+    """Longest wait between retries, seconds. There is no last retry: the job waits."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through."""
+        for name in ("batch_bytes", "batch_rows", "in_flight"):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be positive"
+                raise ValueError(msg)
+        if not 0 < self.backoff_first_s <= self.backoff_max_s:
+            msg = "backoff_first_s must be above 0 and at most backoff_max_s"
+            raise ValueError(msg)
+
+
+class RefusedEvent(NamedTuple):
+    """An event that Cassandra will never take, and why."""
+
+    pending: PendingEvent
+    detail: str
+
+
+@dataclass
+class WriteReport:
+    """What a drained writer has done since the last report."""
+
+    refused: list[RefusedEvent] = field(default_factory=list)
+    retries: int = 0
+    rows: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    """Time from sending a batch to its acknowledgement, one a batch."""
+
+
+class Writer(Protocol):
+    """What the sink operator needs of a writer."""
+
+    def save(self, batch: SaveBatch) -> None:
+        """Take a batch; it may still be under way on return."""
+
+    def drain(self) -> WriteReport:
+        """Return when everything taken is acknowledged."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class _Row(NamedTuple):
+    query_id: bytes
+    values: list[Any]
+    size: int
+    pending: PendingEvent | None
+
+
+class _Group(NamedTuple):
+    rows: list[_Row]
+    routing_key: bytes
+
+
+class _Flight(NamedTuple):
+    future: Any
+    group: _Group
+    sent_at: float
+
+
+class CassandraWriter:
+    """Writes through one session; not safe for several threads.
+
+    Rows go to the batch of their partition's first replica (as the Spark connector groups), so
+    that a coordinator stores what it is sent instead of fanning it out.
+    """
+
+    def __init__(
+        self,
+        options: CassandraOptions,
+        config: WriterConfig,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Connect and prepare the statements.
+
+        Raises:
+            cassandra.cluster.NoHostAvailable: Cassandra cannot be reached.
+        """
+        self._config = config
+        self._sleep = sleep
+        self._cluster, self._session = connect(options, role="job")
+        self._keyspace = options.keyspace
+        self._insert_list = self._session.prepare(
+            statement("insert_recommendations", options.keyspace)
+        )
+        self._insert_event = self._session.prepare(statement("insert_event", options.keyspace))
+        self._ring = _Ring(self._cluster.metadata, options.keyspace)
+        self._open: dict[object, list[_Row]] = {}
+        self._open_bytes: dict[object, int] = {}
+        self._open_keys: dict[object, bytes] = {}
+        self._flights: deque[_Flight] = deque()
+        self._report = WriteReport()
+        self._prefixes: dict[str, bytes] = {}
+        # Retried here, where the wait holds back the stream, and not blindly inside the driver.
+        self._retry_policy = FallthroughRetryPolicy()
+
+    def save(self, batch: SaveBatch) -> None:
+        """Serialise and send a batch; blocks while ``in_flight`` batches are unacknowledged."""
+        list_id, event_id = self._insert_list.query_id, self._insert_event.query_id
+        self._ring.refresh()
+        single = self._ring.single
+        for saved in batch.lists:
+            values, size = encode_list(saved, self._prefix)
+            self._add(
+                None if single else self._ring.replica(values[0]),
+                _Row(list_id, values, size, None),
+                values[0],
+            )
+        for pending in batch.events:
+            values, size = encode_event(pending.event)
+            if single:
+                self._add(None, _Row(event_id, values, size, pending), b"")
+            else:
+                key = _composite_key(values[0], values[1])
+                self._add(self._ring.replica(key), _Row(event_id, values, size, pending), key)
+
+    def drain(self) -> WriteReport:
+        """Send what is grouped, wait until all of it is acknowledged, and report."""
+        for replica in list(self._open):
+            self._send_open(replica)
+        while self._flights:
+            self._land()
+        report, self._report = self._report, WriteReport()
+        return report
+
+    def close(self) -> None:
+        """Close the session; what is not drained stays in the job's state and is replayed."""
+        self._cluster.shutdown()
+
+    def _prefix(self, product_id: str) -> bytes:
+        prefix = self._prefixes.get(product_id)
+        if prefix is None:
+            if len(self._prefixes) >= _PREFIX_CACHE:
+                self._prefixes.clear()
+            prefix = self._prefixes[product_id] = item_prefix(product_id)
+        return prefix
+
+    def _add(self, replica: object, row: _Row, routing_key: bytes) -> None:
+        rows = self._open.get(replica)
+        if rows is None:
+            rows = self._open[replica] = []
+            self._open_bytes[replica] = 0
+            self._open_keys[replica] = routing_key
+        elif (
+            self._open_bytes[replica] + row.size > self._config.batch_bytes
+            or len(rows) >= self._config.batch_rows
+        ):
+            self._send_open(replica)
+            self._add(replica, row, routing_key)
+            return
+        rows.append(row)
+        self._open_bytes[replica] += row.size
+
+    def _send_open(self, replica: object) -> None:
+        rows = self._open.pop(replica)
+        del self._open_bytes[replica]
+        self._dispatch(_Group(rows, self._open_keys.pop(replica)))
+
+    def _dispatch(self, group: _Group) -> None:
+        while len(self._flights) >= self._config.in_flight:
+            self._land()
+        self._flights.append(_Flight(self._send(group), group, time.monotonic()))
+
+    def _send(self, group: _Group) -> Any:
+        batch = BatchStatement(batch_type=BatchType.UNLOGGED, retry_policy=self._retry_policy)
+        # The documented add() would bind and inspect each row again.
+        batch._statements_and_parameters = [(True, row.query_id, row.values) for row in group.rows]
+        batch.is_idempotent = True
+        batch.routing_key = group.routing_key or None
+        batch.keyspace = self._keyspace
+        return self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
+
+    def _land(self) -> None:
+        """Wait for the oldest batch; on a failure retry it until it stands or is refused."""
+        flight = self._flights.popleft()
+        attempt = 0
+        future, sent_at = flight.future, flight.sent_at
+        while True:
+            try:
+                future.result()
+            except (Unauthorized, AuthenticationFailed):
+                raise
+            except InvalidRequest as error:
+                self._isolate(flight.group, error)
+                return
+            except _TRANSIENT as error:
+                attempt += 1
+                self._wait(attempt, error)
+                sent_at = time.monotonic()
+                future = self._send(flight.group)
+            else:
+                self._report.rows += len(flight.group.rows)
+                self._report.latencies_ms.append((time.monotonic() - sent_at) * 1000)
+                return
+
+    def _wait(self, attempt: int, error: Exception) -> None:
+        self._report.retries += 1
+        limit = min(
+            self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt, 20)
+        )
+        logger.warning("write attempt %d failed, waiting: %s", attempt, error)
+        self._sleep(limit * random.uniform(0.5, 1.0))
+
+    def _isolate(self, group: _Group, error: InvalidRequest) -> None:
+        """Find the rows that the server refuses by halving; the others are saved."""
+        if len(group.rows) > 1:
+            middle = len(group.rows) // 2
+            for rows in (group.rows[:middle], group.rows[middle:]):
+                part = _Group(rows, group.routing_key)
+                self._flights.appendleft(_Flight(self._send(part), part, time.monotonic()))
+                self._land()
+            return
+        pending = group.rows[0].pending
+        # A dropped table refuses every row: that is no poisoned event but a failure of the job.
+        for name in ("select_recommendations", "select_events"):
+            self._session.prepare(statement(name, self._keyspace))
+        if pending is None:
+            msg = f"Cassandra refused a list: {error}"
+            raise RuntimeError(msg) from error
+        self._report.refused.append(RefusedEvent(pending, str(error)))
+
+
+def item_prefix(product_id: str) -> bytes:
+    """Serialise the part of a list item before its score: CQL tuple<text, float, text>.
+
+    A tuple element is an int32 length and its bytes; so is the item itself within the list.
+    """
+    raw = product_id.encode()
+    return (
+        _INT32.pack(4 + len(raw) + 8 + len(_REASON)) + _INT32.pack(len(raw)) + raw + _FLOAT_LENGTH
+    )
+
+
+def encode_list(
+    saved: SavedList, prefix: Callable[[str], bytes] = item_prefix
+) -> tuple[list[bytes], int]:
+    """Serialise a list in the order of ``insert_recommendations``.
+
+    Returns:
+        The CQL values and their size in bytes, with the lengths on the wire.
+    """
+    scores = saved.scores.astype(">f4").tobytes()
+    parts = [_INT32.pack(len(saved.product_ids))]
+    at = 0
+    for product_id in saved.product_ids:
+        parts.append(prefix(product_id))
+        parts.append(scores[at : at + 4])
+        parts.append(_REASON)
+        at += 4
+    items = b"".join(parts)
+    user, space = saved.user_id.encode(), saved.space.encode()
+    values = [
+        user,
+        items,
+        space,
+        _INT64.pack(saved.event_ms),
+        _INT64.pack(saved.generated_us // 1000),
+        _INT64.pack(saved.generated_us),
+    ]
+    return values, len(user) + len(items) + len(space) + 70
+
+
+def encode_event(event: Event) -> tuple[list[Any], int]:
+    """Serialise an event in the order of ``insert_event``; what it does not have stays unset.
+
+    Returns:
+        The CQL values and their size in bytes, with the lengths on the wire.
+    """
+    user, event_id = event.user_id.encode(), event.event_id.encode()
+    size = len(user) + len(event_id) + 80
+    product: Any = UNSET_VALUE
+    query: Any = UNSET_VALUE
+    session: Any = UNSET_VALUE
+    if event.product_id is not None:
+        product = event.product_id.encode()
+        size += len(product)
+    if event.query is not None:
+        query = event.query.encode()
+        size += len(query)
+    if event.session_id is not None:
+        session = event.session_id.encode()
+        size += len(session)
+    values = [
+        user,
+        _UINT32.pack(_EPOCH_DAY + event.ts // _MS_A_DAY),
+        _INT64.pack(event.ts),
+        event_id,
+        _TYPE_BYTES[event.type],
+        product,
+        query,
+        session,
+        UNSET_VALUE if event.dwell_ms is None else _INT32.pack(event.dwell_ms),
+        UNSET_VALUE if event.quantity is None else _INT32.pack(event.quantity),
+    ]
+    return values, size
+
+
+def _composite_key(*components: bytes) -> bytes:
+    """Serialise a partition key of several columns as the token function wants it."""
+    return b"".join(struct.pack(">H", len(part)) + part + b"\0" for part in components)
+
+
+class _Ring:
+    """First replicas by token, rebuilt when the driver's view of the ring changes."""
+
+    def __init__(self, metadata: Any, keyspace: str) -> None:
+        self._metadata = metadata
+        self._keyspace = keyspace
+        self._token_map: Any = None
+        self._tokens: list[int] = []
+        self._owners: list[object] = []
+        self._token_class: Any = None
+        self.single = True
+
+    def refresh(self) -> None:
+        token_map = self._metadata.token_map
+        if token_map is self._token_map:
+            return
+        self._token_map = token_map
+        self.single = token_map is None or len(self._metadata.all_hosts()) < 2
+        if self.single:
+            return
+        self._token_class = token_map.token_class
+        self._tokens = [token.value for token in token_map.ring]
+        self._owners = [
+            next(iter(token_map.get_replicas(self._keyspace, token)), None)
+            for token in token_map.ring
+        ]
+
+    def replica(self, partition_key: bytes) -> object:
+        token = self._token_class.from_key(partition_key).value
+        # A node owns the range that ends at its token; after the last token comes the first.
+        return self._owners[bisect_left(self._tokens, token) % len(self._owners)]

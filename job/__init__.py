@@ -1,0 +1,1 @@
+"""The Flink job: options, topology, and the entry point for ``flink run -py``."""

@@ -1,0 +1,45 @@
+"""Entry point: ``flink run -d -py job/main.py [options]``; ``--help`` lists the options."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+# `flink run -py` puts only the script's own folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+
+from connectors.cassandra_writer import CassandraWriter
+from connectors.kafka import catalogue_stream, dead_letter_sink, event_stream
+from job.options import JobOptions, parse
+from job.topology import Endpoints, build_topology
+
+JOB_NAME = "recommender"
+
+
+def build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
+    """Build the whole job on real Kafka and Cassandra."""
+    tables = StreamTableEnvironment.create(environment)
+    kafka = options.kafka
+    endpoints = Endpoints(
+        events=event_stream(tables, kafka, options.events_topic),
+        catalogue=catalogue_stream(tables, kafka, options.catalogue_topic),
+        writer=partial(CassandraWriter, options.cassandra, options.writer),
+        dead_letters=partial(dead_letter_sink, tables, kafka, options.dead_letters_topic),
+    )
+    build_topology(endpoints, options.recommender)
+
+
+def main(arguments: list[str]) -> None:
+    """Submit the job."""
+    environment = StreamExecutionEnvironment.get_execution_environment()
+    build(environment, parse(arguments))
+    # Not execute(): with `flink run -d` its result cannot be asked for anything.
+    environment.execute_async(JOB_NAME)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,210 @@
+"""The job's command line: every option with its type, default, unit and meaning."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from connectors.cassandra_session import CassandraOptions
+from connectors.cassandra_writer import WriterConfig
+from connectors.kafka import KafkaOptions
+from udfs.profile import ProfileConfig
+from udfs.recommend import RecommendConfig
+from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
+from udfs.schemas import EVENT_TYPES
+
+
+class OptionError(ValueError):
+    """An option's value has no meaning; the message names the option."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Everything that ``flink run -py job/main.py`` can be told."""
+
+    kafka: KafkaOptions = field(default_factory=KafkaOptions)
+    cassandra: CassandraOptions = field(default_factory=CassandraOptions)
+    writer: WriterConfig = field(default_factory=WriterConfig)
+    recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
+    events_topic: str = "events"
+    catalogue_topic: str = "catalogue"
+    dead_letters_topic: str = "dead-letters"
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        msg = f"{text!r} is not name=value"
+        raise argparse.ArgumentTypeError(msg)
+    return name, value
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, value = _pair(text)
+    if name not in EVENT_TYPES:
+        msg = f"{name!r} is no event type: {', '.join(EVENT_TYPES)}"
+        raise argparse.ArgumentTypeError(msg)
+    return name, float(value)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the command line's parser."""
+    result = argparse.ArgumentParser(
+        prog="flink run -py job/main.py",
+        description="Moves each user's embedding with what they do, and saves recommendations.",
+        # flink run reads an abbreviated option as one of its own.
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def add(group: Any, name: str, kind: Callable[[str], Any], default: Any, text: str) -> None:
+        group.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+    kafka, topics = KafkaOptions(), JobOptions()
+    group = result.add_argument_group("Kafka")
+    add(group, "kafka-bootstrap", str, kafka.bootstrap, "bootstrap servers, host:port[,…]")
+    add(group, "kafka-group", str, kafka.group_id, "consumer group for committed offsets")
+    group.add_argument(
+        "--kafka-property",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further client property (repeatable), such as security.protocol=SASL_SSL",
+    )
+    add(group, "events-topic", str, topics.events_topic, "topic of events")
+    add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
+    add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
+
+    cassandra = CassandraOptions()
+    group = result.add_argument_group("Cassandra")
+    add(group, "cassandra-hosts", _hosts, cassandra.hosts, "contact points, separated by commas")
+    add(group, "cassandra-port", int, cassandra.port, "native protocol port")
+    add(group, "cassandra-keyspace", str, cassandra.keyspace, "keyspace of the tables")
+    add(group, "cassandra-local-dc", str, cassandra.local_dc, "local data centre")
+    add(group, "cassandra-username", str, cassandra.username, "user name")
+    add(
+        group,
+        "cassandra-password-env",
+        str,
+        "RECOMMENDER_CASSANDRA_PASSWORD",
+        "environment variable of the client that holds the password",
+    )
+    add(group, "cassandra-ssl-ca-file", str, cassandra.ssl_ca_file, "certificate authority, PEM")
+    add(
+        group,
+        "cassandra-consistency",
+        str,
+        cassandra.write_consistency,
+        "consistency level of writes",
+    )
+
+    writer = WriterConfig()
+    add(group, "write-batch-bytes", int, writer.batch_bytes, "bytes a batch")
+    add(group, "write-batch-rows", int, writer.batch_rows, "rows a batch")
+    add(group, "write-in-flight", int, writer.in_flight, "batches sent and not acknowledged")
+    add(group, "write-backoff-max-s", float, writer.backoff_max_s, "longest wait, seconds")
+
+    recommender = RecommenderConfig()
+    profile = recommender.recommend.profile
+    group = result.add_argument_group("Recommender")
+    add(group, "list-length", int, recommender.recommend.list_length, "recommendations a user")
+    add(group, "tick-ms", int, recommender.tick_ms, "time between a user's lookups; 0: each event")
+    add(group, "tick-max-ms", int, recommender.tick_max_ms, "the tick under load, at most")
+    add(group, "max-pending", int, recommender.max_pending, "events of a tick and subtask")
+    add(group, "fast-half-life-s", float, profile.fast_half_life_s, "half-life of the fast sum, s")
+    add(group, "slow-half-life-s", float, profile.slow_half_life_s, "half-life of the slow sum, s")
+    add(group, "fast-share", float, profile.fast_share, "share of the fast direction, 0 to 1")
+    add(group, "interactions", int, profile.interactions, "newest interactions kept a user")
+    add(group, "exclusions", int, profile.exclusions, "newest bought or disliked kept out")
+    group.add_argument(
+        "--weight",
+        type=_weight,
+        action="append",
+        default=[],
+        metavar="TYPE=NUMBER",
+        help=f"weight of an event type (repeatable); defaults {dict(profile.weights)}",
+    )
+    add(group, "profile-ttl-days", int, recommender.profile_ttl_days, "idle users leave after")
+    add(
+        group,
+        "waiting-retry-max-ms",
+        int,
+        recommender.waiting_retry_max_ms,
+        "longest wait until a product that arrived moves those who waited for it",
+    )
+    add(
+        group,
+        "space-switch-share",
+        float,
+        recommender.space_switch_share,
+        "share of the products that a new embedding space needs to be switched to",
+    )
+    add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
+    group.add_argument(
+        "--execution-mode",
+        choices=(THREAD_MODE, PROCESS_MODE),
+        default=recommender.execution_mode,
+        help="the Python execution mode, which must be that of the cluster",
+    )
+    return result
+
+
+def parse(arguments: Sequence[str]) -> JobOptions:
+    """Read the command line; an unknown or malformed option ends the process with its name.
+
+    Raises:
+        OptionError: A value is out of its range.
+    """
+    given = parser().parse_args(arguments)
+    password = os.environ.get(given.cassandra_password_env)
+    if given.cassandra_username is not None and password is None:
+        msg = f"--cassandra-username needs the password in {given.cassandra_password_env}"
+        raise OptionError(msg)
+    try:
+        profile = ProfileConfig(
+            weights={**ProfileConfig().weights, **dict(given.weight)},
+            **_same_names(given, ProfileConfig, "weights"),
+        )
+        return JobOptions(
+            kafka=KafkaOptions(
+                given.kafka_bootstrap, given.kafka_group, dict(given.kafka_property)
+            ),
+            cassandra=CassandraOptions(
+                hosts=given.cassandra_hosts,
+                port=given.cassandra_port,
+                keyspace=given.cassandra_keyspace,
+                local_dc=given.cassandra_local_dc,
+                username=given.cassandra_username,
+                password=password if given.cassandra_username is not None else None,
+                ssl_ca_file=given.cassandra_ssl_ca_file,
+                write_consistency=given.cassandra_consistency,
+            ),
+            writer=WriterConfig(
+                batch_bytes=given.write_batch_bytes,
+                batch_rows=given.write_batch_rows,
+                in_flight=given.write_in_flight,
+                backoff_max_s=given.write_backoff_max_s,
+            ),
+            recommender=RecommenderConfig(
+                recommend=RecommendConfig(list_length=given.list_length, profile=profile),
+                **_same_names(given, RecommenderConfig, "recommend"),
+            ),
+            **_same_names(given, JobOptions, "kafka", "cassandra", "writer", "recommender"),
+        )
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
+def _same_names(given: argparse.Namespace, kind: type, *without: str) -> dict[str, Any]:
+    """Take the fields of a dataclass from the options of the same name."""
+    return {
+        item.name: getattr(given, item.name) for item in fields(kind) if item.name not in without
+    }

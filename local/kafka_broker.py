@@ -1,0 +1,210 @@
+"""One Kafka broker (KRaft, broker and controller in one JVM) on loopback."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+
+from local.errors import StackError
+from local.preflight import check_jars, find_java, java_env
+from local.processes import LOOPBACK, PROJECT, ServerProcess, is_listening, tail
+
+_LOG4J = PROJECT / "local" / "kafka" / "log4j2.properties"
+
+# Only what differs from Kafka's defaults.
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@{host}:{controller_port}
+log.dirs={data}
+# A mistyped topic must fail, not appear.
+auto.create.topics.enable=false
+# One broker: nothing can be replicated.
+default.replication.factor=1
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+offsets.topic.num.partitions=4
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.num.partitions=2
+# Consumers start at once.
+group.initial.rebalance.delay.ms=0
+# After kill -9 the controller refuses the same node until its old session ends (default 9 s).
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=1000
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=33554432
+# A durable log on one machine: the page cache survives kill -9 of the broker, so no fsync.
+log.segment.bytes=268435456
+log.retention.hours=168
+"""
+
+
+class KafkaBroker:
+    """The broker process and the few things that the stack asks of it."""
+
+    def __init__(
+        self, root: Path, port: int, controller_port: int, heap: str = "512m", host: str = LOOPBACK
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.controller_port = controller_port
+        self.heap = heap
+        self._data = root / "data" / "kafka"
+        self._conf = root / "conf" / "kafka" / "server.properties"
+        self._log = root / "logs" / "kafka.log"
+        self.process = ServerProcess("kafka", root / "run", root / "logs" / "kafka.out")
+
+    @property
+    def bootstrap(self) -> str:
+        """The address for clients, host:port."""
+        return f"{self.host}:{self.port}"
+
+    def _java(self, *options: str) -> list[str]:
+        jars = check_jars("kafka")
+        return [str(find_java()), *options, "-cp", f"{jars}/*"]
+
+    def _format(self) -> None:
+        """Give a new data folder its cluster id; a second start finds it done."""
+        if (self._data / "meta.properties").exists():
+            return
+        self._data.mkdir(parents=True, exist_ok=True)
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        done = subprocess.run(
+            [
+                *self._java("-Xmx128m", "-XX:TieredStopAtLevel=1"),
+                *("kafka.tools.StorageTool", "format", "--cluster-id", cluster),
+                *("--config", str(self._conf)),
+            ],
+            capture_output=True,
+            text=True,
+            env=java_env(),
+            check=False,
+        )
+        if done.returncode:
+            log = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+            raise StackError("kafka", "its data folder cannot be formatted", "see the log", log)
+
+    def launch(self) -> None:
+        """Start the process without waiting for it."""
+        if self.process.alive:
+            return
+        self._conf.parent.mkdir(parents=True, exist_ok=True)
+        self._conf.write_text(
+            _PROPERTIES.format(
+                host=self.host,
+                port=self.port,
+                controller_port=self.controller_port,
+                data=self._data,
+            )
+        )
+        self._format()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self.process.spawn(
+            [
+                *self._java(
+                    f"-Xmx{self.heap}",
+                    f"-Xms{self.heap}",
+                    "-XX:+UseG1GC",
+                    "-XX:MaxGCPauseMillis=20",
+                    "-XX:+ExitOnOutOfMemoryError",
+                    "-Djava.awt.headless=true",
+                    f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}",
+                    f"-Dstack.log.file={self._log}",
+                ),
+                *("kafka.Kafka", str(self._conf)),
+            ],
+            env=java_env(),
+        )
+
+    def admin(self) -> AdminClient:
+        """A new admin client."""
+        # The client's own complaints while the broker is down are expected.
+        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+
+    def answers(self) -> bool:
+        """Whether the broker is registered and answers a metadata request."""
+        if not is_listening(self.port, self.host):
+            return False
+        try:
+            return len(self.admin().list_topics(timeout=3).brokers) > 0
+        except KafkaException:
+            return False
+
+    def wait_ready(self, timeout: float = 90) -> None:
+        """Wait until the broker answers."""
+        remedy = f"read {self._log}; `make reset` deletes its data"
+        self.process.wait_ready(self.answers, timeout, remedy=remedy, log=self._log)
+
+    def start(self, timeout: float = 90) -> None:
+        """Start the broker (a no-op if it lives) and wait until it answers."""
+        self.launch()
+        self.wait_ready(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL; `start` brings it back on the same port with its data."""
+        self.process.kill()
+
+    def stop(self) -> None:
+        """Orderly end."""
+        self.process.stop(30)
+
+    def log_tail(self) -> str:
+        """The last lines of the broker's log."""
+        return tail(self._log)
+
+    def create_topic(
+        self, name: str, partitions: int, config: Mapping[str, str] | None = None
+    ) -> bool:
+        """Create a topic; False if it was there already."""
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config or {})
+        admin = self.admin()  # must outlive its futures
+        try:
+            admin.create_topics([topic], operation_timeout=20)[name].result(30)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return False
+            raise StackError("kafka", f"topic {name} cannot be created: {error}") from error
+        return True
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its data."""
+        admin = self.admin()
+        admin.delete_topics([name], operation_timeout=20)[name].result(30)
+
+    def topic_config(self, name: str) -> dict[str, str]:
+        """The configuration of a topic."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+        admin = self.admin()
+        entries = admin.describe_configs([resource])[resource].result(10)
+        return {key: str(entry.value) for key, entry in entries.items()}
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """The end offset of each partition; empty for a topic that is not there."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.bootstrap, "group.id": "stack-offsets", "log_level": 0}
+        )
+        try:
+            known = consumer.list_topics(topic, timeout=10).topics[topic]
+            if known.error is not None:
+                return {}
+            return {
+                partition: consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=10
+                )[1]
+                for partition in known.partitions
+            }
+        finally:
+            consumer.close()

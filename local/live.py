@@ -1,0 +1,148 @@
+"""The live status: what flows, how fresh it is, and what one user is recommended."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import requests
+
+from local.demo_catalogue import titles
+from local.errors import StackError
+from local.flink_cluster import Checkpoints
+from local.stack import Stack
+
+_SUMS = ("events", "updates", "lookups", "dead_letters", "duplicates", "write_retries")
+_MAXIMA = (
+    *("freshness_p50_ms", "freshness_p99_ms", "write_latency_p50_ms", "write_latency_p99_ms"),
+    *("catalogue_size", "lookup_batch_size"),
+)
+_METRICS = (*_SUMS, *_MAXIMA, "pendingRecords")
+
+
+@dataclass(frozen=True)
+class Status:
+    """One look at the pipeline; None where nobody could be asked."""
+
+    at: float
+    job_id: str | None = None
+    state: str = "no job"
+    values: dict[str, float] = field(default_factory=dict)
+    lag: float | None = None
+    checkpoints: Checkpoints | None = None
+    restarts: int = 0
+    dead: tuple[str, ...] = ()
+    user: str = ""
+    recommended: tuple[tuple[str, float], ...] = ()
+    events_per_second: float | None = None
+
+
+class Watch:
+    """Takes looks at a stack, and remembers the last one for the rates."""
+
+    def __init__(self, stack: Stack, flask_port: int, user: str = "user-0000") -> None:
+        self._stack = stack
+        self._api = f"http://127.0.0.1:{flask_port}"
+        self._user = user
+        self._titles = titles()
+        self._last: Status | None = None
+
+    def look(self) -> Status:
+        """Ask Flink and the HTTP service once."""
+        flink = self._stack.flink
+        known: dict[str, Any] = {"user": self._user, "recommended": self._recommended()}
+        servers = {
+            "kafka": self._stack.kafka.process,
+            "cassandra": self._stack.cassandra.process,
+            **{one.name: one.process for one in (flink.job_manager, *flink.task_managers)},
+        }
+        known["dead"] = tuple(name for name, process in servers.items() if not process.alive)
+        with contextlib.suppress(StackError, requests.RequestException, KeyError):
+            job_id = flink.running_job()
+            if job_id is not None:
+                known["job_id"] = job_id
+                known["state"] = flink.job(job_id)["state"]
+                values = flink.metrics(job_id, _METRICS)
+                known["values"] = {
+                    **{name: sum(values[name]) for name in _SUMS},
+                    **{name: max(values[name], default=0.0) for name in _MAXIMA},
+                }
+                if values["pendingRecords"]:
+                    known["lag"] = sum(values["pendingRecords"])
+                known["checkpoints"] = flink.checkpoints(job_id)
+                known["restarts"] = flink.restarts(job_id)
+        status = Status(at=time.monotonic(), **known)
+        known["events_per_second"] = self._rate(status)
+        self._last = Status(at=status.at, **known)
+        return self._last
+
+    def _rate(self, status: Status) -> float | None:
+        last = self._last
+        if last is None or last.job_id != status.job_id or "events" not in last.values:
+            return None
+        gained = status.values.get("events", 0.0) - last.values["events"]
+        return gained / (status.at - last.at) if gained >= 0 else None
+
+    def _recommended(self) -> tuple[tuple[str, float], ...]:
+        url = f"{self._api}/v1/users/{self._user}/recommendations?limit=5"
+        try:
+            items = requests.get(url, timeout=2).json().get("items", [])
+            return tuple(
+                (self._titles.get(item["product_id"], item["product_id"]), float(item["score"]))
+                for item in items
+            )
+        except (requests.RequestException, ValueError, KeyError, AttributeError, TypeError):
+            return ()
+
+
+def lines(status: Status) -> list[str]:
+    """The status as text."""
+    values = status.values
+
+    def whole(name: str) -> str:
+        return f"{values[name]:,.0f}" if name in values else "-"
+
+    rate = "-" if status.events_per_second is None else f"{status.events_per_second:,.0f}"
+    lag = "-" if status.lag is None else f"{status.lag:,.0f}"
+    dead = f"   DEAD: {', '.join(status.dead)}" if status.dead else ""
+    text = [
+        f"job          {status.state}   restarts {status.restarts}{dead}",
+        f"events       {rate}/s   total {whole('events')}   lag {lag}",
+        f"rejected     dead letters {whole('dead_letters')}   duplicates {whole('duplicates')}",
+        f"freshness    p50 {whole('freshness_p50_ms')} ms   p99 {whole('freshness_p99_ms')} ms",
+        f"lookups      {whole('lookups')}   in batches of {whole('lookup_batch_size')}",
+        f"catalogue    {whole('catalogue_size')} products",
+        f"writes       p50 {whole('write_latency_p50_ms')} ms"
+         f"   p99 {whole('write_latency_p99_ms')} ms   retries {whole('write_retries')}",
+    ]
+    if (found := status.checkpoints) is not None:
+        size = (found.latest_bytes or 0) / 1024
+        text.append(
+            f"checkpoints  {found.completed} completed   {found.failed} failed"
+            f"   last {found.latest_duration_ms or 0} ms, {size:,.0f} KiB"
+        )
+    text.append(f"for {status.user}:" + ("" if status.recommended else "   nothing yet"))
+    text += [f"   {score:6.3f}  {title}" for title, score in status.recommended]
+    return text
+
+
+def show(watch: Watch, *, every: float = 1.0, out: TextIO = sys.stdout) -> None:
+    """Show the status until interrupted: redrawn in place on a terminal, else as lines."""
+    redraw = out.isatty()
+    pause = every if redraw else max(every, 10.0)
+    drawn = 0
+    while True:
+        text = lines(watch.look())
+        if redraw:
+            width = shutil.get_terminal_size().columns - 1
+            if drawn:
+                out.write(f"\x1b[{drawn}F\x1b[J")
+            text = [line[:width] for line in [*text, "", "Ctrl-C stops everything"]]
+            drawn = len(text)
+        out.write("\n".join(text) + "\n")
+        out.flush()
+        time.sleep(pause)

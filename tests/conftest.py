@@ -1,0 +1,18 @@
+"""What all tests share: the mark of the integration tests follows from their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_INTEGRATION = Path(__file__).parent / "integration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _INTEGRATION in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+            if item.get_closest_marker("timeout") is None:
+                # The first one starts three servers.
+                item.add_marker(pytest.mark.timeout(300))

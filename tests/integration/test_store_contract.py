@@ -1,0 +1,100 @@
+"""The Cassandra store keeps the same contract as the one in memory, on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cassandra.query import UNSET_VALUE
+
+from connectors.cassandra_schema import create_schema, day_of, statement
+from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
+from connectors.recommendation_store import (
+    CassandraRecommendationStore,
+    RecommendationList,
+    StoredEvent,
+    StoreUnavailable,
+)
+from tests.contract.store_contract import StoreContract
+
+pytestmark = pytest.mark.integration
+
+KEYSPACE = "store_contract"
+
+
+class CassandraSubject:
+    def __init__(self, session: Any) -> None:
+        self.store = CassandraRecommendationStore(session, KEYSPACE, timeout_seconds=10)
+        self._session = session
+        self._insert_list = session.prepare(statement("insert_recommendations", KEYSPACE))
+        self._insert_event = session.prepare(statement("insert_event", KEYSPACE))
+
+    def save_list(self, found: RecommendationList) -> None:
+        items = [(item.product_id, item.score, item.reason) for item in found.items]
+        values = (
+            found.user_id,
+            items,
+            found.space,
+            found.event_ts,
+            found.generated_at,
+            found.generated_at * 1000,
+        )
+        self._session.execute(self._insert_list, values, execution_profile=WRITE_PROFILE)
+
+    def save_event(self, user_id: str, event: StoredEvent) -> None:
+        optional = (
+            event.product_id,
+            event.query,
+            event.session_id,
+            event.dwell_ms,
+            event.quantity,
+        )
+        values = (
+            user_id,
+            day_of(event.ts),
+            event.ts,
+            event.event_id,
+            event.type,
+            *(UNSET_VALUE if value is None else value for value in optional),
+        )
+        self._session.execute(self._insert_event, values, execution_profile=WRITE_PROFILE)
+
+
+@pytest.fixture(scope="module")
+def options(stack: Any) -> CassandraOptions:
+    return CassandraOptions(
+        hosts=(stack.cassandra.host,), port=stack.cassandra.port, keyspace=KEYSPACE
+    )
+
+
+@pytest.fixture(scope="module")
+def session(options: CassandraOptions) -> Iterator[Any]:
+    cluster, session = connect(options, role="test")
+    replication: dict[str, str | int] = {"class": "SimpleStrategy", "replication_factor": 1}
+    # Twice: the second must find everything in place. The TTL keeps the suite's fixed past valid,
+    # because it counts from the time of the write.
+    create_schema(session, KEYSPACE, replication)
+    create_schema(session, KEYSPACE, replication)
+    yield session
+    cluster.shutdown()
+
+
+class TestCassandraStore(StoreContract):
+    @pytest.fixture(scope="class")
+    def subject(self, session: Any) -> CassandraSubject:
+        return CassandraSubject(session)
+
+
+def test_missing_tables_make_the_store_unavailable(session: Any) -> None:
+    with pytest.raises(StoreUnavailable, match="does not have the tables"):
+        CassandraRecommendationStore(session, "absent")
+
+
+def test_open_connects_and_close_ends_it(session: Any, options: CassandraOptions) -> None:
+    store = CassandraRecommendationStore.open(options, role="test")
+    store.ping()
+    store.close()
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        store.ping()

@@ -1,0 +1,1 @@
+"""The recommender itself: schemas, profile, nearest neighbours, and the operators around them."""

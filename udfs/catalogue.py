@@ -1,0 +1,239 @@
+"""The product catalogue as the job holds it: vectors a space, stock, and the index to search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.index import ExactIndex
+from udfs.schemas import Product, Reason, RejectedError
+
+FloatMatrix = NDArray[np.float32]
+QueryEncoder = Callable[[str], FloatMatrix | None]
+# What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
+StateChange = tuple[str, bytes | None]
+
+VERSION: Final = 1
+_ACTIVE_KEY: Final = "a"
+_PRODUCT_PREFIX: Final = "p"
+
+
+class CatalogueVersionError(ValueError):
+    """A broadcast state entry was written in a format that this code cannot read."""
+
+
+class _Entry(msgspec.Struct, array_like=True):
+    """Broadcast state of one product, format v1: msgpack [1, in_stock, {space: float32 bytes}]."""
+
+    version: int
+    in_stock: bool
+    vectors: dict[str, bytes]
+
+
+_entry_encoder = msgspec.msgpack.Encoder()
+_entry_decoder = msgspec.msgpack.Decoder(_Entry)
+
+
+class Catalogue:
+    """Products by id, with one active embedding space that alone is searched.
+
+    A product published in another space keeps its old vector beside the new one. Once the new
+    space holds at least ``switch_share`` of the active one's products, it becomes the active space
+    in one step and the vectors of the others are dropped: at no time do two spaces mix, and at no
+    time is there nothing to search.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: QueryEncoder | None = None,
+        encoder_space: str | None = None,
+        switch_share: float = 0.9,
+        dimensions: int = 0,
+    ) -> None:
+        """Make an empty catalogue.
+
+        Args:
+            encoder: Embeds a search query; None where searches shall move nobody.
+            encoder_space: The only space in which ``encoder`` has a meaning.
+            switch_share: Share of the active space's products that a new space needs, 0 to 1.
+            dimensions: The vector length that every product must have; 0: a space's first product
+                decides for that space.
+        """
+        if not 0 < switch_share <= 1:
+            msg = f"switch_share must be above 0 and at most 1, not {switch_share}"
+            raise ValueError(msg)
+        self._encoder = encoder
+        self._encoder_space = encoder_space
+        self._switch_share = switch_share
+        self._required_dimensions = dimensions
+        self._vectors: dict[str, dict[str, FloatMatrix]] = {}
+        self._in_stock: dict[str, bool] = {}
+        self._active: str | None = None
+        self._index: ExactIndex | None = None
+        self._active_vectors: dict[str, FloatMatrix] = {}
+        self.version = 0
+        """Grows with every change that can give a waiting interaction its vector."""
+
+    def __len__(self) -> int:
+        """Number of products, in stock or not."""
+        return len(self._in_stock)
+
+    @property
+    def searchable(self) -> int:
+        """Number of products that a lookup can return."""
+        return len(self._index) if self._index is not None else 0
+
+    @property
+    def space(self) -> str | None:
+        """Name of the active embedding space; None while there is no product."""
+        return self._active
+
+    @property
+    def dimensions(self) -> int:
+        """Vector length of the active space; 0 while there is none."""
+        return self._index.dimensions if self._index is not None else 0
+
+    def product_vector(self, product_id: str) -> FloatMatrix | None:
+        """Unit vector (d,) of a product in the active space; None where there is none yet."""
+        return self._active_vectors.get(product_id)
+
+    def query_vector(self, query: str) -> FloatMatrix | None:
+        """Unit vector (d,) of a search; None where it has none in the active space."""
+        if self._encoder is None or self._active is None or self._active != self._encoder_space:
+            return None
+        return self._encoder(query)
+
+    def search(
+        self, queries: FloatMatrix, k: int, excluded: Sequence[Sequence[str]] | None = None
+    ) -> list[tuple[list[str], FloatMatrix]]:
+        """Find the k nearest products in stock for each query; see :class:`ExactIndex`."""
+        if self._index is None:
+            return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
+        return self._index.search(queries, k, excluded)
+
+    def upsert(self, product: Product, vector: FloatMatrix) -> list[StateChange]:
+        """Insert or replace a product; the change holds for every later lookup.
+
+        Args:
+            product: The validated product.
+            vector: Its unit vector, shape (d,).
+
+        Returns:
+            What the broadcast state must store.
+
+        Raises:
+            RejectedError: The vector has another length than its space.
+        """
+        product_id, space = product.product_id, product.space
+        peers = self._vectors.get(space)
+        expected = self._required_dimensions
+        if not expected and space == self._active:
+            expected = self.dimensions
+        elif not expected and peers:
+            expected = len(next(iter(peers.values())))
+        if expected and len(vector) != expected:
+            raise RejectedError(
+                Reason.WRONG_LENGTH, f"{len(vector)} dimensions in a space of {expected}: {space}"
+            )
+        self._vectors.setdefault(space, {})[product_id] = vector
+        self._in_stock[product_id] = product.in_stock
+        self.version += 1
+        if self._should_switch(space):
+            return list(self._switch(space))
+        self._refresh(product_id)
+        return [self._changed(product_id)]
+
+    def delete(self, product_id: str) -> list[StateChange]:
+        """Remove a product from every space (a tombstone); an absent one is no error."""
+        if self._in_stock.pop(product_id, None) is None:
+            return []
+        for space, vectors in list(self._vectors.items()):
+            vectors.pop(product_id, None)
+            if not vectors and space != self._active:
+                del self._vectors[space]
+        if self._index is not None:
+            self._index.remove(product_id)
+        # Fewer products in the active space can be what a staged space was waiting for.
+        for space in list(self._vectors):
+            if self._should_switch(space):
+                return [(_PRODUCT_PREFIX + product_id, None), *self._switch(space)]
+        return [(_PRODUCT_PREFIX + product_id, None)]
+
+    def load(self, items: Iterable[tuple[str, bytes]]) -> None:
+        """Fill an empty catalogue from the broadcast state, after a restore.
+
+        Raises:
+            CatalogueVersionError: An entry of a format that this code cannot read.
+        """
+        active: str | None = None
+        for key, value in items:
+            if key == _ACTIVE_KEY:
+                active = value.decode()
+                continue
+            try:
+                entry = _entry_decoder.decode(value)
+            except msgspec.MsgspecError as error:
+                msg = f"catalogue entry {key!r}: {error}"
+                raise CatalogueVersionError(msg) from error
+            if entry.version != VERSION:
+                msg = f"catalogue entry of version {entry.version}, this reads {VERSION}"
+                raise CatalogueVersionError(msg)
+            product_id = key[len(_PRODUCT_PREFIX) :]
+            self._in_stock[product_id] = entry.in_stock
+            for space, raw in entry.vectors.items():
+                vector = np.frombuffer(raw, dtype="<f4")
+                self._vectors.setdefault(space, {})[product_id] = vector
+        if active is not None:
+            self._activate(active)
+        self.version += 1
+
+    def _should_switch(self, space: str) -> bool:
+        if self._active == space:
+            return False
+        if self._active is None:
+            return True
+        needed = self._switch_share * len(self._active_vectors)
+        return len(self._vectors[space]) >= max(1.0, needed)
+
+    def _activate(self, space: str) -> None:
+        self._active = space
+        self._active_vectors = self._vectors.setdefault(space, {})
+        self._index = None
+        for product_id in self._active_vectors:
+            self._refresh(product_id)
+
+    def _switch(self, space: str) -> Iterator[StateChange]:
+        stale = {product for vectors in self._vectors.values() for product in vectors}
+        self._vectors = {space: self._vectors[space]}
+        for product_id in stale - self._vectors[space].keys():
+            del self._in_stock[product_id]  # it has no vector in the space that is searched now
+            yield _PRODUCT_PREFIX + product_id, None
+        self._activate(space)
+        yield _ACTIVE_KEY, space.encode()
+        for product_id in self._vectors[space]:
+            yield self._changed(product_id)
+
+    def _refresh(self, product_id: str) -> None:
+        vector = self._active_vectors.get(product_id)
+        if vector is None:
+            return
+        if self._index is None:
+            self._index = ExactIndex(len(vector))
+        if self._in_stock[product_id]:
+            self._index.upsert(product_id, vector)
+        else:
+            self._index.remove(product_id)
+
+    def _changed(self, product_id: str) -> StateChange:
+        vectors = {
+            space: np.ascontiguousarray(vectors[product_id], dtype="<f4").tobytes()
+            for space, vectors in self._vectors.items()
+            if product_id in vectors
+        }
+        entry = _Entry(VERSION, self._in_stock[product_id], vectors)
+        return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)

@@ -1,0 +1,494 @@
+"""A user's profile: two exponentially decayed sums of vectors, the last interactions, the bought.
+
+The decayed sum of weights w_i and unit vectors v_i at event times t_i, read at time T, is
+
+    S(T) = sum_i w_i · 2 ** (-(T - t_i) / h) · v_i        (h: half-life)
+
+It is kept at T = the newest event time seen. An event newer than T decays the sum first; an older
+one is added with its own decay, so any order of the same events gives the same sum (forward decay:
+Cormode, Shkapenyuk, Srivastava and Xu, "Forward Decay", ICDE 2009).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.schemas import EVENT_TYPES, Event
+
+FloatMatrix = NDArray[np.float32]
+
+VERSION: Final = 1
+# version, space bytes, dimensions, interactions, waiting, exclusions, reference ts (ms),
+# generation (µs), last touch (ms), item bytes, exclusion bytes
+_HEADER: Final = struct.Struct("<BHHHHHqqqII")
+_TIMESTAMP: Final = struct.Struct("<q")
+_LENGTH: Final = struct.Struct("<H")
+_HASH_BYTES: Final = 8
+
+_KIND_OF: Final = {name: kind for kind, name in enumerate(EVENT_TYPES)}
+_SEARCH: Final = _KIND_OF["search"]
+_EXCLUDING: Final = frozenset({"purchase", "dislike"})
+_WAITING: Final = 0x80
+_KIND_MASK: Final = 0x7F
+# What a profile keeps of a query: enough to embed it again in another space.
+MAX_QUERY_CHARACTERS: Final = 512
+# The largest number of interactions that the header's counters hold, with the slack of the log.
+MAX_INTERACTIONS: Final = 30_000
+
+
+class ProfileVersionError(ValueError):
+    """The packed profile was written in a format that this code cannot read."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Constants of the profile; every one is an option of the job."""
+
+    fast_half_life_s: float = 30 * 60.0
+    """Half-life of the fast sum, seconds of event time: what the person does right now."""
+    slow_half_life_s: float = 14 * 86_400.0
+    """Half-life of the slow sum, seconds of event time: what the person likes."""
+    fast_share: float = 0.5
+    """Share of the fast direction in the lookup's query vector, 0 to 1."""
+    interactions: int = 50
+    """How many of the newest interactions are kept: for late products, rebuilds, duplicates."""
+    exclusions: int = 500
+    """How many of the newest bought or disliked products are kept out of the lists."""
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "click": 1.0,
+            "search": 1.5,
+            "scroll": 0.2,
+            "purchase": 3.0,
+            "add_to_cart": 2.0,
+            "dislike": -2.0,
+        }
+    )
+    """Weight of an event's vector by its type; negative pushes away."""
+
+    def __post_init__(self) -> None:
+        """Refuse constants without a meaning."""
+        if not (self.fast_half_life_s > 0 and self.slow_half_life_s > 0):
+            msg = "half-lives must be positive"
+            raise ValueError(msg)
+        if not 0 <= self.fast_share <= 1:
+            msg = f"fast_share must be within 0 and 1, not {self.fast_share}"
+            raise ValueError(msg)
+        for name in ("interactions", "exclusions"):
+            if not 1 <= getattr(self, name) <= MAX_INTERACTIONS:
+                msg = f"{name} must be within 1 and {MAX_INTERACTIONS}"
+                raise ValueError(msg)
+        if set(self.weights) != set(EVENT_TYPES):
+            msg = f"weights must name exactly {', '.join(EVENT_TYPES)}"
+            raise ValueError(msg)
+
+
+class VectorSource(Protocol):
+    """Where the profile update finds the vectors of what a user touched, all of one space."""
+
+    @property
+    def space(self) -> str | None:
+        """Name of the active embedding space; None while there is no product."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of its vectors."""
+
+    def product_vector(self, product_id: str) -> FloatMatrix | None:
+        """Unit vector (d,) of a product; None while the catalogue does not have it."""
+
+    def query_vector(self, query: str) -> FloatMatrix | None:
+        """Unit vector (d,) of a search; None where it has none in the active space."""
+
+
+class Profile:
+    """One user's state, kept as the columns of its packed form so that a touch costs little.
+
+    The interactions are a log: new ones are appended, and when it holds twice ``interactions`` it
+    is cut to the newest. The newest n of a union are among the newest n of its parts, so the cut
+    loses none of them, whatever the order of arrival.
+    """
+
+    __slots__ = (
+        "_exclusion_items",
+        "_exclusion_lengths",
+        "_exclusion_times",
+        "_hashes",
+        "_items",
+        "_kinds",
+        "_lengths",
+        "_times",
+        "generation_us",
+        "reference_ms",
+        "space",
+        "sums",
+        "touched_ms",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        """Make the profile of a user who has done nothing yet."""
+        self.space = ""
+        self.sums: FloatMatrix = np.zeros((2, 0), dtype=np.float32)
+        """Fast and slow decayed sums, shape (2, d), at ``reference_ms``."""
+        self.reference_ms = 0
+        self.generation_us = 0
+        """Write timestamp of the newest saved list, epoch microseconds."""
+        self.touched_ms = 0
+        """Wall clock of the newest tick that brought an event, epoch milliseconds."""
+        self.waiting = 0
+        """How many interactions still wait for their product's vector."""
+        self._hashes = b""
+        self._times = b""
+        self._kinds = b""
+        self._lengths = b""
+        self._items = b""
+        self._exclusion_times = b""
+        self._exclusion_lengths = b""
+        self._exclusion_items = b""
+
+    @classmethod
+    def unpack(cls, packed: bytes | None) -> Profile:
+        """Read a packed profile; None is a new user.
+
+        Raises:
+            ProfileVersionError: Another version, or not as long as its header says.
+        """
+        profile = cls()
+        if packed is None:
+            return profile
+        if len(packed) < _HEADER.size or packed[0] != VERSION:
+            msg = f"profile of version {packed[0] if packed else 'none'}, this reads {VERSION}"
+            raise ProfileVersionError(msg)
+        (
+            _,
+            space_bytes,
+            dimensions,
+            n,
+            profile.waiting,
+            x,
+            profile.reference_ms,
+            profile.generation_us,
+            profile.touched_ms,
+            item_bytes,
+            exclusion_bytes,
+        ) = _HEADER.unpack_from(packed)
+        a = _HEADER.size
+        b = a + space_bytes
+        profile.space = packed[a:b].decode()
+        a, b = b, b + 8 * dimensions
+        profile.sums = np.frombuffer(packed, dtype="<f4", count=2 * dimensions, offset=a).reshape(
+            2, dimensions
+        )
+        a, b = b, b + 8 * n
+        profile._hashes = packed[a:b]
+        a, b = b, b + 8 * n
+        profile._times = packed[a:b]
+        a, b = b, b + n
+        profile._kinds = packed[a:b]
+        a, b = b, b + 2 * n
+        profile._lengths = packed[a:b]
+        a, b = b, b + item_bytes
+        profile._items = packed[a:b]
+        a, b = b, b + 8 * x
+        profile._exclusion_times = packed[a:b]
+        a, b = b, b + 2 * x
+        profile._exclusion_lengths = packed[a:b]
+        a, b = b, b + exclusion_bytes
+        profile._exclusion_items = packed[a:b]
+        if b != len(packed):
+            msg = f"profile of {len(packed)} bytes, its header says {b}"
+            raise ProfileVersionError(msg)
+        return profile
+
+    def pack(self) -> bytes:
+        """Write the profile in format v1 (the README has the layout)."""
+        space = self.space.encode()
+        return b"".join(
+            (
+                _HEADER.pack(
+                    VERSION,
+                    len(space),
+                    self.sums.shape[1],
+                    len(self._kinds),
+                    self.waiting,
+                    len(self._exclusion_times) // 8,
+                    self.reference_ms,
+                    self.generation_us,
+                    self.touched_ms,
+                    len(self._items),
+                    len(self._exclusion_items),
+                ),
+                space,
+                self.sums.tobytes(),
+                self._hashes,
+                self._times,
+                self._kinds,
+                self._lengths,
+                self._items,
+                self._exclusion_times,
+                self._exclusion_lengths,
+                self._exclusion_items,
+            )
+        )
+
+    def can_advance(self, source: VectorSource) -> bool:
+        """Tell whether an update without new events would move this profile."""
+        if source.space is not None and source.space != self.space:
+            return bool(self._kinds)
+        return self.waiting > 0 and any(
+            kind >= _WAITING and source.product_vector(item.decode()) is not None
+            for _, _, kind, item in self._rows()
+        )
+
+    def interactions(self) -> list[tuple[int, str, str]]:
+        """List what is known of the last interactions: (event time ms, type, product id or query).
+
+        Oldest first.
+        """
+        rows = sorted(self._rows(), key=lambda row: (row[1], row[0]))
+        return [
+            (time, EVENT_TYPES[kind & _KIND_MASK], item.decode()) for _, time, kind, item in rows
+        ]
+
+    def excluded(self) -> list[str]:
+        """List the bought and the disliked products, which no list may show."""
+        if not self._exclusion_lengths:
+            return []
+        return [item.decode() for item in _split(self._exclusion_lengths, self._exclusion_items)]
+
+    def _rows(self) -> list[tuple[bytes, int, int, bytes]]:
+        n = len(self._kinds)
+        return list(
+            zip(
+                [self._hashes[i : i + _HASH_BYTES] for i in range(0, _HASH_BYTES * n, _HASH_BYTES)],
+                struct.unpack(f"<{n}q", self._times),
+                self._kinds,
+                _split(self._lengths, self._items),
+                strict=True,
+            )
+        )
+
+    def _set_rows(self, rows: Sequence[tuple[bytes, int, int, bytes]]) -> None:
+        self._hashes = b"".join(row[0] for row in rows)
+        self._times = struct.pack(f"<{len(rows)}q", *(row[1] for row in rows))
+        self._kinds = bytes(row[2] for row in rows)
+        self._lengths = struct.pack(f"<{len(rows)}H", *(len(row[3]) for row in rows))
+        self._items = b"".join(row[3] for row in rows)
+        self.waiting = sum(row[2] >> 7 for row in rows)
+
+    def _knows(self, event_hash: bytes) -> bool:
+        at = self._hashes.find(event_hash)
+        while at >= 0 and at % _HASH_BYTES:  # a match across two entries is none
+            at = self._hashes.find(event_hash, at + 1)
+        return at >= 0
+
+    def _cut(self, newest: int) -> None:
+        rows = sorted(self._rows(), key=lambda row: (row[1], row[0]))
+        self._set_rows(rows[-newest:])
+
+    def _exclude(self, event: Event, limit: int) -> None:
+        item = (event.product_id or "").encode()
+        self._exclusion_times += _TIMESTAMP.pack(event.ts)
+        self._exclusion_lengths += _LENGTH.pack(len(item))
+        self._exclusion_items += item
+        n = len(self._exclusion_lengths) // 2
+        if n < 2 * limit:
+            return
+        newest: dict[bytes, int] = {}
+        times = struct.unpack(f"<{n}q", self._exclusion_times)
+        names = _split(self._exclusion_lengths, self._exclusion_items)
+        for time, name in zip(times, names, strict=True):
+            newest[name] = max(time, newest.get(name, time))
+        kept = sorted(newest.items(), key=lambda pair: (pair[1], pair[0]))[-limit:]
+        self._exclusion_times = struct.pack(f"<{len(kept)}q", *(time for _, time in kept))
+        self._exclusion_lengths = struct.pack(f"<{len(kept)}H", *(len(name) for name, _ in kept))
+        self._exclusion_items = b"".join(name for name, _ in kept)
+
+
+def _split(lengths: bytes, joined: bytes) -> list[bytes]:
+    ends = list(accumulate(struct.unpack(f"<{len(lengths) // 2}H", lengths)))
+    return [joined[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def hash_event_id(event_id: str) -> bytes:
+    """Hash an event id to the 8 bytes by which a duplicate is known (BLAKE2b)."""
+    return blake2b(event_id.encode(), digest_size=_HASH_BYTES).digest()
+
+
+@dataclass
+class _Contributions:
+    """Weighted vectors to be added, each to the sums of one profile of the batch."""
+
+    owners: list[int] = field(default_factory=list)
+    times_ms: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    vectors: list[FloatMatrix] = field(default_factory=list)
+
+    def add(self, owner: int, time_ms: int, weight: float, vector: FloatMatrix) -> None:
+        self.owners.append(owner)
+        self.times_ms.append(time_ms)
+        self.weights.append(weight)
+        self.vectors.append(vector)
+
+
+def update_profiles(
+    profiles: Sequence[Profile],
+    events: Sequence[Sequence[Event]],
+    source: VectorSource,
+    config: ProfileConfig,
+) -> int:
+    """Move each profile by its new events, in place: one pass of NumPy for the whole batch.
+
+    An event whose id is among the profile's interactions is a duplicate and moves nothing. One
+    whose product has no vector yet waits among the interactions and is applied at the first call
+    that finds the vector. A profile of another space is rebuilt from its newest interactions.
+
+    Args:
+        profiles: The profiles of a batch, each of another user.
+        events: For each profile its new events, in any order.
+        source: The vectors of the active space.
+        config: The constants.
+
+    Returns:
+        The number of duplicates.
+    """
+    duplicates = 0
+    found = _Contributions()
+    weights = [config.weights[name] for name in EVENT_TYPES]
+    product_vector, query_vector = source.product_vector, source.query_vector
+    limit = 2 * config.interactions
+    for owner, (profile, news) in enumerate(zip(profiles, events, strict=True)):
+        if source.space is not None and profile.space != source.space:
+            _rebuild(profile, source, config)
+        if profile.waiting:
+            _apply_waiting(owner, profile, source, weights, found)
+        for event in news:
+            event_hash = blake2b(event.event_id.encode(), digest_size=_HASH_BYTES).digest()
+            if profile._knows(event_hash):
+                duplicates += 1
+                continue
+            kind = _KIND_OF[event.type]
+            if kind == _SEARCH:
+                item = (event.query or "")[:MAX_QUERY_CHARACTERS]
+                vector = query_vector(item)
+                missing = False
+            else:
+                item = event.product_id or ""
+                vector = product_vector(item)
+                missing = vector is None
+                if event.type in _EXCLUDING:
+                    profile._exclude(event, config.exclusions)
+            if vector is not None:
+                found.add(owner, event.ts, weights[kind], vector)
+            elif missing:
+                kind |= _WAITING
+                profile.waiting += 1
+            encoded = item.encode()
+            profile._hashes += event_hash
+            profile._times += _TIMESTAMP.pack(event.ts)
+            profile._kinds += bytes((kind,))
+            profile._lengths += _LENGTH.pack(len(encoded))
+            profile._items += encoded
+            if len(profile._kinds) >= limit:
+                profile._cut(config.interactions)
+    if found.owners:
+        _add(profiles, found, config)
+    return duplicates
+
+
+def _rebuild(profile: Profile, source: VectorSource, config: ProfileConfig) -> None:
+    """Forget the sums and mark the newest interactions as waiting for vectors of the new space."""
+    profile.space = source.space or ""
+    profile.sums = np.zeros((2, source.dimensions), dtype=np.float32)
+    profile.reference_ms = 0
+    if profile._kinds:
+        profile._cut(config.interactions)
+        profile._kinds = bytes(kind | _WAITING for kind in profile._kinds)
+        profile.waiting = len(profile._kinds)
+
+
+def _apply_waiting(
+    owner: int,
+    profile: Profile,
+    source: VectorSource,
+    weights: Sequence[float],
+    found: _Contributions,
+) -> None:
+    kinds = bytearray(profile._kinds)
+    for at, (_, time_ms, kind, item) in enumerate(profile._rows()):
+        if kind < _WAITING:
+            continue
+        kind &= _KIND_MASK
+        is_search = kind == _SEARCH
+        find: Callable[[str], FloatMatrix | None] = (
+            source.query_vector if is_search else source.product_vector
+        )
+        vector = find(item.decode())
+        if vector is not None:
+            found.add(owner, time_ms, weights[kind], vector)
+        elif not is_search:
+            continue  # a query without a vector in this space will not get one by waiting
+        kinds[at] = kind
+        profile.waiting -= 1
+    profile._kinds = bytes(kinds)
+
+
+def _add(profiles: Sequence[Profile], found: _Contributions, config: ProfileConfig) -> None:
+    """Decay the sums of the touched profiles to their new reference times and add what is new."""
+    owners = np.array(found.owners)
+    times = np.array(found.times_ms, dtype=np.float64)
+    starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
+    touched = [profiles[owner] for owner in owners[starts].tolist()]
+    old_reference = np.array([profile.reference_ms for profile in touched], dtype=np.float64)
+    new_reference = np.maximum(old_reference, np.maximum.reduceat(times, starts))
+    half_lives_ms = 1000 * np.array([config.fast_half_life_s, config.slow_half_life_s])
+    # (contributions, 2): the age of each at its owner's new reference time, in half-lives.
+    ages = np.repeat(new_reference, np.diff(np.r_[starts, len(owners)])) - times
+    factors = np.array(found.weights)[:, None] * np.exp2(-ages[:, None] / half_lives_ms)
+    vectors = np.array(found.vectors)
+    added = np.add.reduceat(
+        factors.astype(np.float32)[:, :, None] * vectors[:, None, :], starts, axis=0
+    )
+    decay = np.exp2((old_reference - new_reference)[:, None] / half_lives_ms).astype(np.float32)
+    sums = np.array([profile.sums for profile in touched]) * decay[:, :, None] + added
+    for profile, total, reference in zip(
+        touched, sums, new_reference.astype(np.int64).tolist(), strict=True
+    ):
+        profile.sums = total
+        profile.reference_ms = reference
+
+
+def query_vectors(profiles: Sequence[Profile], config: ProfileConfig) -> FloatMatrix:
+    """Blend each profile's fast and slow directions into its lookup vector.
+
+    Args:
+        profiles: Profiles of one space of d dimensions.
+        config: The constants.
+
+    Returns:
+        Shape (profiles, d), rows of length 1; a row of zeros where the profile points nowhere.
+    """
+    if not profiles:
+        return np.zeros((0, 0), dtype=np.float32)
+    # float64: the squares of a sum that has decayed for days leave the range of float32.
+    sums = np.array([profile.sums for profile in profiles], dtype=np.float64)
+    shares = np.array([config.fast_share, 1 - config.fast_share])
+    blended = (_unit(sums) * shares[:, None]).sum(axis=1)
+    return _unit(blended).astype(np.float32)
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: NDArray[np.float64] = np.divide(
+        vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-30
+    )
+    return unit

@@ -1,0 +1,117 @@
+"""One tick: move the touched users' profiles, look up their neighbours, say what must be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from udfs.catalogue import Catalogue
+from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
+from udfs.schemas import PendingEvent, SaveBatch, SavedList
+
+# Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
+# writes of one batch overlap the computation of the next.
+USERS_PER_BATCH: Final = 1024
+
+
+@dataclass
+class Touched:
+    """A user of the current tick: the profile as in the state, and what came since."""
+
+    user_id: str
+    packed: bytes | None
+    events: list[PendingEvent] = field(default_factory=list)
+    due_ms: int = 0
+    """The timer that stores the moved profile, epoch milliseconds."""
+    profile: Profile | None = None
+    """The moved profile, once the user has been flushed."""
+    flushed: bool = False
+    """Whether all of ``events`` up to now are saved."""
+
+
+@dataclass(frozen=True)
+class RecommendConfig:
+    """Constants of the lookup."""
+
+    list_length: int = 20
+    """Recommendations a user."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Constants of the profile."""
+
+    def __post_init__(self) -> None:
+        """Refuse a list without a place."""
+        if not 1 <= self.list_length <= 1000:
+            msg = f"list_length must be within 1 and 1000, not {self.list_length}"
+            raise ValueError(msg)
+
+
+def recommend(
+    touched: Sequence[Touched], catalogue: Catalogue, config: RecommendConfig, now_us: int
+) -> Iterator[SaveBatch]:
+    """Process one tick for all touched users, in batches; the last one is marked.
+
+    Each user's ``profile`` is set to the moved profile, with ``generation_us`` of the new list: at
+    least ``now_us`` and above every earlier one, so that the newest list wins in Cassandra also
+    where the clock went back.
+
+    Args:
+        touched: The users of the tick, each once.
+        catalogue: The products.
+        config: The constants.
+        now_us: The wall clock, epoch microseconds.
+    """
+    for start in range(0, len(touched), USERS_PER_BATCH):
+        users = touched[start : start + USERS_PER_BATCH]
+        profiles = [user.profile or Profile.unpack(user.packed) for user in users]
+        events = [[pending.event for pending in user.events] for user in users]
+        duplicates = update_profiles(profiles, events, catalogue, config.profile)
+        batch = SaveBatch(
+            lists=_look_up(users, profiles, catalogue, config, now_us),
+            events=[pending for user in users for pending in user.events],
+            duplicates=duplicates,
+            last=start + USERS_PER_BATCH >= len(touched),
+        )
+        batch.updates = len(batch.events) - duplicates
+        for user, profile in zip(users, profiles, strict=True):
+            if user.events:
+                profile.touched_ms = now_us // 1000
+                user.events = []
+            user.profile = profile
+            user.flushed = True
+        yield batch
+
+
+def _look_up(
+    users: Sequence[Touched],
+    profiles: Sequence[Profile],
+    catalogue: Catalogue,
+    config: RecommendConfig,
+    now_us: int,
+) -> list[SavedList]:
+    space = catalogue.space
+    if space is None:
+        return []
+    queries = query_vectors(profiles, config.profile)
+    pointing = np.flatnonzero(queries.any(axis=1)).tolist()
+    if not pointing:
+        return []
+    excluded = [profiles[at].excluded() for at in pointing]
+    found = catalogue.search(queries[pointing], config.list_length, excluded)
+    lists = []
+    for at, (product_ids, scores) in zip(pointing, found, strict=True):
+        profile = profiles[at]
+        profile.generation_us = max(now_us, profile.generation_us + 1)
+        lists.append(
+            SavedList(
+                users[at].user_id,
+                product_ids,
+                scores,
+                space,
+                profile.reference_ms,
+                profile.generation_us,
+            )
+        )
+    return lists

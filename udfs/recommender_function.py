@@ -1,0 +1,356 @@
+"""Operator: keyed user state, broadcast catalogue, and the ticks in which lookups are batched.
+
+An accepted event is appended to its user's pending list in keyed state and to the operator's
+memory. Once a tick, the first of the touched users' timers takes all of them: one batched update,
+one batched lookup, batches for the writer chained behind. Each user's own timer then stores the
+moved profile and clears the pending list, in that user's key context. A failure between checkpoint
+and save restores the old profile and the pending events, and the tick runs again: the saves are
+idempotent. The cost of a touch is one state read, one append an event, one write a tick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pyflink.common import Row, Time, Types
+from pyflink.datastream import RuntimeContext
+from pyflink.datastream.functions import KeyedBroadcastProcessFunction
+from pyflink.datastream.state import (
+    ListStateDescriptor,
+    MapStateDescriptor,
+    StateTtlConfig,
+    ValueStateDescriptor,
+)
+
+from udfs.catalogue import Catalogue
+from udfs.metrics import METRIC_GROUP, Gauge
+from udfs.profile import Profile
+from udfs.query_encoder import SPACE as ENCODER_SPACE
+from udfs.query_encoder import encode_query
+from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.schemas import (
+    MAX_TIMESTAMP_MS,
+    DeadLetter,
+    Origin,
+    PendingEvent,
+    Reason,
+    RejectedError,
+    SaveBatch,
+    decode_event,
+    decode_product,
+    pack_pending,
+    unpack_pending,
+)
+
+THREAD_MODE: Final = "thread"
+PROCESS_MODE: Final = "process"
+
+
+class ExecutionModeError(RuntimeError):
+    """The job runs in another Python execution mode than it was configured for."""
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """Constants of the operator; every one is an option of the job."""
+
+    recommend: RecommendConfig = field(default_factory=RecommendConfig)
+    """Constants of profile and lookup."""
+    tick_ms: int = 1000
+    """Time between lookups of one user, milliseconds; 0: at every event."""
+    tick_max_ms: int = 10_000
+    """The tick stretches under load, so that saving takes at most half of it, up to this."""
+    max_pending: int = 100_000
+    """Events of one subtask that are kept for the next tick; then it is taken at once."""
+    profile_ttl_days: int = 90
+    """A user idle for so long leaves the state."""
+    waiting_retry_max_ms: int = 300_000
+    """A user whose products are unknown is looked at again after the time already waited, at
+    most this."""
+    space_switch_share: float = 0.9
+    """Share of the active space's products that a new space needs to become active."""
+    dimensions: int = 0
+    """Vector length that every product must have; 0: the first product of a space decides."""
+    execution_mode: str = THREAD_MODE
+    """The Python execution mode that must be in force."""
+    events_topic: str = "events"
+    """Named in dead letters."""
+    catalogue_topic: str = "catalogue"
+    """Named in dead letters."""
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
+            msg = "tick_ms must not be negative, nor above tick_max_ms"
+            raise ValueError(msg)
+        for name in ("max_pending", "profile_ttl_days", "waiting_retry_max_ms"):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be positive"
+                raise ValueError(msg)
+        if self.execution_mode not in (THREAD_MODE, PROCESS_MODE):
+            msg = f"execution_mode must be thread or process, not {self.execution_mode}"
+            raise ValueError(msg)
+
+
+def catalogue_descriptor() -> MapStateDescriptor:
+    """Describe the broadcast state; made anew at each call, as a shared one cannot be pickled."""
+    return MapStateDescriptor("catalogue", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
+
+
+class RecommenderFunction(KeyedBroadcastProcessFunction):
+    """Takes Row(value, partition, offset) by user, broadcasts Row(key, value, partition, offset).
+
+    Emits :class:`SaveBatch` and :class:`DeadLetter`, both for the Cassandra sink chained behind.
+    """
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        """Keep the constants; everything else is made in :meth:`open`."""
+        self._config = config
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Check the execution mode and open states and metrics."""
+        config = self._config
+        check_execution_mode(runtime_context, config.execution_mode)
+        ttl = (
+            StateTtlConfig.new_builder(Time.days(config.profile_ttl_days))
+            .set_update_type(StateTtlConfig.UpdateType.OnCreateAndWrite)
+            .set_state_visibility(StateTtlConfig.StateVisibility.NeverReturnExpired)
+            .cleanup_incrementally(10, False)
+            .cleanup_in_rocksdb_compact_filter(100_000)
+            .build()
+        )
+        profile = ValueStateDescriptor("profile", Types.PICKLED_BYTE_ARRAY())
+        profile.enable_time_to_live(ttl)
+        self._profile = runtime_context.get_state(profile)
+        self._pending = runtime_context.get_list_state(
+            ListStateDescriptor("pending", Types.PICKLED_BYTE_ARRAY())
+        )
+        self._catalogue = Catalogue(
+            encoder=encode_query,
+            encoder_space=ENCODER_SPACE,
+            switch_share=config.space_switch_share,
+            dimensions=config.dimensions,
+        )
+        self._catalogue_loaded = False
+        self._reports_catalogue = subtask_index(runtime_context) == 0
+        self._touched: dict[str, Touched] = {}
+        self._pending_count = 0
+        self._tick_end_ms = 0
+        self._stretched_ms = config.tick_ms
+        group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
+        self._events = group.counter("events")
+        self._updates = group.counter("updates")
+        self._lookups = group.counter("lookups")
+        self._duplicates = group.counter("duplicates")
+        self._dead_letters = {
+            reason: group.add_group("reason", reason.value).counter("dead_letters")
+            for reason in Reason
+        }
+        self._batch_size = Gauge(group, "lookup_batch_size")
+        self._catalogue_size = Gauge(group, "catalogue_size")
+        self._catalogue_searchable = Gauge(group, "catalogue_searchable")
+        self._tick_gauge = Gauge(group, "tick_ms")
+
+    def process_element(
+        self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
+    ) -> Iterator[SaveBatch | DeadLetter]:
+        """Accept or reject one event; an accepted one is durable in the state on return."""
+        payload, partition, offset = value
+        origin = Origin(partition, offset)
+        key = ctx.get_current_key()
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            event = decode_event(key, payload, now_ms)
+        except RejectedError as error:
+            yield self._dead_letter(self._config.events_topic, key, payload, error, origin)
+            return
+        touched = self._touched.get(key)
+        if touched is None:
+            touched = self._touch(key, ctx, now_ms)
+        touched.events.append(PendingEvent(event, payload, origin))
+        touched.flushed = False
+        self._pending_count += 1
+        if self._config.tick_ms == 0:
+            yield from self._flush(ctx)
+            self._finish(key, touched, ctx, now_ms)
+            return
+        self._pending.add(pack_pending(payload, origin))
+        if self._pending_count >= self._config.max_pending:
+            yield from self._flush(ctx)
+
+    def on_timer(
+        self, timestamp: int, ctx: KeyedBroadcastProcessFunction.OnTimerContext
+    ) -> Iterator[SaveBatch]:
+        """Run the tick if this is its first timer, then store this user's moved profile."""
+        key = ctx.get_current_key()
+        now_ms = time.time_ns() // 1_000_000
+        touched = self._touched.get(key)
+        if touched is None:
+            touched = self._revisit(key, ctx, now_ms)
+            if touched is None or self._config.tick_ms:
+                return
+        elif timestamp < touched.due_ms:
+            return  # a waiting user's retry, touched meanwhile: the tick's own timer follows
+        if not touched.flushed:
+            yield from self._flush(ctx)
+        self._finish(key, touched, ctx, now_ms)
+
+    def process_broadcast_element(
+        self, value: Row, ctx: KeyedBroadcastProcessFunction.Context
+    ) -> Iterator[DeadLetter]:
+        """Apply one change of the catalogue; every lookup after it sees it."""
+        self._load_catalogue(ctx)
+        key, payload = value[0], value[1]
+        try:
+            if payload is None:
+                if not key:
+                    raise RejectedError(Reason.MISSING_KEY, "a tombstone needs a product id")
+                changes = self._catalogue.delete(key.encode("latin-1").decode("utf-8", "replace"))
+            else:
+                changes = self._catalogue.upsert(*decode_product(key, payload))
+        except RejectedError as error:
+            # Every subtask sees every product; one of them speaks for all.
+            if self._reports_catalogue:
+                topic = self._config.catalogue_topic
+                origin = Origin(value[2], value[3])
+                yield self._dead_letter(topic, key, payload, error, origin)
+            return
+        state = ctx.get_broadcast_state(catalogue_descriptor())
+        for state_key, entry in changes:
+            if entry is None:
+                state.remove(state_key)
+            else:
+                state.put(state_key, entry)
+        self._show_catalogue()
+
+    def _touch(
+        self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
+    ) -> Touched:
+        """Take the user of the current key into this tick, with what a restore left pending."""
+        touched = Touched(key.encode("latin-1").decode(), self._profile.value())
+        for packed in self._pending.get():
+            payload, origin = unpack_pending(packed)
+            # It was accepted once; a clock that went back must not reject it now.
+            event = decode_event(key, payload, MAX_TIMESTAMP_MS)
+            touched.events.append(PendingEvent(event, payload, origin))
+            self._pending_count += 1
+        self._touched[key] = touched
+        if self._config.tick_ms:
+            if self._tick_end_ms <= now_ms:
+                self._tick_end_ms = (now_ms // self._stretched_ms + 1) * self._stretched_ms
+            touched.due_ms = self._tick_end_ms
+            ctx.timer_service().register_processing_time_timer(self._tick_end_ms)
+        return touched
+
+    def _revisit(
+        self, key: str, ctx: KeyedBroadcastProcessFunction.OnTimerContext, now_ms: int
+    ) -> Touched | None:
+        """Handle a timer of a user who is not in memory: after a restore, or a waiting one."""
+        self._load_catalogue(ctx)
+        packed = self._profile.value()
+        profile = Profile.unpack(packed)
+        if next(iter(self._pending.get()), None) is None:
+            if not profile.waiting:
+                return None
+            if not profile.can_advance(self._catalogue):
+                self._schedule_retry(profile, ctx, now_ms)
+                return None
+        return self._touch(key, ctx, now_ms)
+
+    def _finish(
+        self,
+        key: str,
+        touched: Touched,
+        ctx: KeyedBroadcastProcessFunction.ReadOnlyContext,
+        now_ms: int,
+    ) -> None:
+        """Store the moved profile of the current key, whose events are all saved."""
+        profile = touched.profile
+        if profile is None or touched.events:
+            msg = "a user of the tick has events that are not saved"
+            raise RuntimeError(msg)
+        self._profile.update(profile.pack())
+        self._pending.clear()
+        del self._touched[key]
+        if profile.waiting:
+            self._schedule_retry(profile, ctx, now_ms)
+
+    def _schedule_retry(
+        self, profile: Profile, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
+    ) -> None:
+        """Look at a waiting user again after the time already waited, so that it at most doubles.
+
+        A timer, because a broadcast element cannot reach the keyed state of those who wait for it.
+        """
+        waited_ms = now_ms - profile.touched_ms
+        delay_ms = min(max(waited_ms, self._config.tick_ms, 100), self._config.waiting_retry_max_ms)
+        ctx.timer_service().register_processing_time_timer(now_ms + delay_ms)
+
+    def _flush(self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[SaveBatch]:
+        """Move, look up and save all users touched since their last flush."""
+        self._load_catalogue(ctx)
+        started = time.monotonic()
+        users = [touched for touched in self._touched.values() if not touched.flushed]
+        for batch in recommend(
+            users, self._catalogue, self._config.recommend, time.time_ns() // 1000
+        ):
+            self._events.inc(len(batch.events))
+            self._updates.inc(batch.updates)
+            self._duplicates.inc(batch.duplicates)
+            self._lookups.inc(len(batch.lists))
+            self._batch_size.set(len(batch.lists))
+            yield batch
+        self._pending_count = 0
+        spent_ms = round((time.monotonic() - started) * 1000)
+        if self._config.tick_ms:
+            self._stretched_ms = min(
+                max(self._config.tick_ms, 2 * spent_ms), self._config.tick_max_ms
+            )
+            self._tick_gauge.set(self._stretched_ms)
+
+    def _load_catalogue(self, ctx: Any) -> None:
+        """Read the broadcast state after a restore; it is out of reach while opening."""
+        if not self._catalogue_loaded:
+            self._catalogue.load(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            self._catalogue_loaded = True
+            self._show_catalogue()
+
+    def _show_catalogue(self) -> None:
+        self._catalogue_size.set(len(self._catalogue))
+        self._catalogue_searchable.set(self._catalogue.searchable)
+
+    def _dead_letter(
+        self, topic: str, key: str, payload: bytes | None, error: RejectedError, origin: Origin
+    ) -> DeadLetter:
+        self._dead_letters[error.reason].inc()
+        return DeadLetter(topic, key, payload, error.reason, error.detail, origin)
+
+
+def subtask_index(runtime_context: RuntimeContext) -> int:
+    """Tell which of the parallel subtasks this is, from 0."""
+    if _is_embedded(runtime_context):
+        # PyFlink 2.3 still calls, in thread mode, a Java method that Flink 2.0 moved to TaskInfo.
+        return int(runtime_context._runtime_context.getTaskInfo().getIndexOfThisSubtask())
+    return int(runtime_context.get_index_of_this_subtask())
+
+
+def _is_embedded(runtime_context: RuntimeContext) -> bool:
+    return ".embedded." in type(runtime_context).__module__
+
+
+def check_execution_mode(runtime_context: RuntimeContext, expected: str) -> None:
+    """Fail where Flink did not start Python in the configured way.
+
+    Raises:
+        ExecutionModeError: With the remedy. Flink itself falls back to process mode in silence.
+    """
+    actual = THREAD_MODE if _is_embedded(runtime_context) else PROCESS_MODE
+    if actual != expected:
+        msg = (
+            f"Python runs in {actual} mode, the job is configured for {expected}: set"
+            f" python.execution-mode to {expected} in Flink, or the job's --execution-mode"
+        )
+        raise ExecutionModeError(msg)

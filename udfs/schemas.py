@@ -1,0 +1,254 @@
+"""Schemas: events and products on the wire, and what passes between the job's operators."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+EventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike"]
+
+EVENT_TYPES: Final = ("click", "search", "scroll", "purchase", "add_to_cart", "dislike")
+
+MAX_EVENT_BYTES: Final = 64 * 1024
+MAX_FUTURE_MS: Final = 5 * 60 * 1000
+# 9999-12-31, the last day that every reader of a CQL timestamp can show.
+MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+# JSON numbers that fit a CQL int.
+MAX_INT32: Final = 2**31 - 1
+
+
+class Reason(StrEnum):
+    """Why a record went to the dead letters: a stable code, in its headers and the metrics."""
+
+    EMPTY_VALUE = "empty_value"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    INVALID_FIELD = "invalid_field"
+    MISSING_FIELD = "missing_field"
+    MISSING_KEY = "missing_key"
+    KEY_MISMATCH = "key_mismatch"
+    IN_THE_FUTURE = "in_the_future"
+    INVALID_VECTOR = "invalid_vector"
+    WRONG_LENGTH = "wrong_length"
+    REFUSED = "refused_by_cassandra"
+
+
+class RejectedError(ValueError):
+    """A record that must go to the dead letters; ``detail`` is for the person who reads it."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One thing a user did. ``ts`` is event time in epoch milliseconds."""
+
+    event_id: Identifier
+    user_id: Identifier
+    type: EventType
+    ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+    product_id: Identifier | None = None
+    query: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    session_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    dwell_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_INT32)] | None = None
+    quantity: Annotated[int, msgspec.Meta(ge=0, le=MAX_INT32)] | None = None
+
+
+class Product(msgspec.Struct, frozen=True, gc=False):
+    """One product of the catalogue as it stands on the wire."""
+
+    product_id: Identifier
+    space: Identifier
+    embedding: list[float] | str
+    title: str = ""
+    category: str = ""
+    price: float | None = None
+    in_stock: bool = True
+
+
+_ORIGIN: Final = struct.Struct("<iq")
+_event_decoder = msgspec.json.Decoder(Event)
+_product_decoder = msgspec.json.Decoder(Product)
+_encoder = msgspec.json.Encoder()
+
+
+def key_matches(key: str, identifier: str) -> bool:
+    """Tell whether a record key, read byte for byte as ISO-8859-1, is ``identifier`` in UTF-8."""
+    # Nearly every id is ASCII, where both readings are the same string.
+    return key == identifier or key.encode("latin-1") == identifier.encode()
+
+
+def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
+    """Decode and validate one record of the events topic.
+
+    Args:
+        key: The record key, one character a byte (ISO-8859-1); empty where it is missing.
+        payload: The record value.
+        now_ms: The wall clock, epoch milliseconds, against which a future event is judged.
+
+    Raises:
+        RejectedError: The record must go to the dead letters.
+    """
+    if payload is None:
+        raise RejectedError(Reason.EMPTY_VALUE, "the record has no value")
+    if len(payload) > MAX_EVENT_BYTES:
+        raise RejectedError(Reason.TOO_LARGE, f"{len(payload)} bytes, at most {MAX_EVENT_BYTES}")
+    try:
+        event = _event_decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RejectedError(Reason.NOT_JSON, str(error)) from error
+    if not key:
+        raise RejectedError(Reason.MISSING_KEY, "the record key must be the user id")
+    if key != event.user_id and not key_matches(key, event.user_id):
+        raise RejectedError(Reason.KEY_MISMATCH, "the record key differs from user_id")
+    if event.type == "search":
+        if event.query is None:
+            raise RejectedError(Reason.MISSING_FIELD, "a search needs query")
+        if not event.query.strip():
+            raise RejectedError(Reason.INVALID_FIELD, "the query is blank")
+    elif event.product_id is None:
+        raise RejectedError(Reason.MISSING_FIELD, f"a {event.type} needs product_id")
+    if event.ts > now_ms + MAX_FUTURE_MS:
+        raise RejectedError(
+            Reason.IN_THE_FUTURE, f"ts is {event.ts - now_ms} ms ahead of the clock"
+        )
+    return event
+
+
+def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float32]]:
+    """Decode and validate one upsert of the catalogue topic.
+
+    Returns:
+        The product and its vector, shape (d,), scaled to length 1.
+
+    Raises:
+        RejectedError: The record must go to the dead letters.
+    """
+    try:
+        product = _product_decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RejectedError(Reason.NOT_JSON, str(error)) from error
+    if not key:
+        raise RejectedError(Reason.MISSING_KEY, "the record key must be the product id")
+    if not key_matches(key, product.product_id):
+        raise RejectedError(Reason.KEY_MISMATCH, "the record key differs from product_id")
+    if product.price is not None and not math.isfinite(product.price):
+        raise RejectedError(Reason.INVALID_FIELD, "price is not finite")
+    return product, decode_vector(product.embedding)
+
+
+def decode_vector(embedding: list[float] | str) -> NDArray[np.float32]:
+    """Turn a wire embedding (numbers, or base64 of little-endian float32) into a unit vector (d,).
+
+    Raises:
+        RejectedError: Empty, not base64 of float32s, not finite, or of length zero.
+    """
+    if isinstance(embedding, str):
+        try:
+            raw = base64.b64decode(embedding, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RejectedError(Reason.INVALID_VECTOR, f"not base64: {error}") from error
+        if len(raw) % 4:
+            raise RejectedError(Reason.INVALID_VECTOR, f"{len(raw)} bytes are no float32 array")
+        vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
+    else:
+        vector = np.asarray(embedding, dtype=np.float64)
+    if vector.size == 0:
+        raise RejectedError(Reason.INVALID_VECTOR, "the embedding is empty")
+    if not np.isfinite(vector).all():
+        raise RejectedError(Reason.INVALID_VECTOR, "the embedding has NaN or infinity")
+    largest = float(np.abs(vector).max())
+    if largest < 1e-12:
+        raise RejectedError(Reason.INVALID_VECTOR, "the embedding is the zero vector")
+    # Scaled by the largest element first: the squares of huge or tiny elements leave float range.
+    vector = vector / largest
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def encode_event(event: Event) -> bytes:
+    """Encode an event for the wire, the inverse of :func:`decode_event`."""
+    return _encoder.encode(event)
+
+
+def encode_product(product: Product) -> bytes:
+    """Encode a product for the wire, the inverse of :func:`decode_product`."""
+    return _encoder.encode(product)
+
+
+def encode_vector(vector: NDArray[np.float32]) -> str:
+    """Encode a vector (d,) as base64 of little-endian float32, the compact wire form."""
+    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+
+
+class Origin(NamedTuple):
+    """Where in Kafka a record stands."""
+
+    partition: int
+    offset: int
+
+
+class PendingEvent(NamedTuple):
+    """An accepted event that is not saved yet, with the bytes it came as."""
+
+    event: Event
+    payload: bytes
+    origin: Origin
+
+
+class SavedList(NamedTuple):
+    """One user's new recommendations, best first."""
+
+    user_id: str
+    product_ids: list[str]
+    scores: NDArray[np.float32]
+    space: str
+    event_ms: int
+    generated_us: int
+
+
+@dataclass
+class SaveBatch:
+    """What the writer must save; after ``last`` it returns only when all is acknowledged."""
+
+    lists: list[SavedList] = field(default_factory=list)
+    events: list[PendingEvent] = field(default_factory=list)
+    duplicates: int = 0
+    updates: int = 0
+    last: bool = True
+
+
+def pack_pending(payload: bytes, origin: Origin) -> bytes:
+    """Pack an unsaved event for the keyed state (v1: partition i32, offset i64, the wire bytes)."""
+    return _ORIGIN.pack(*origin) + payload
+
+
+def unpack_pending(packed: bytes) -> tuple[bytes, Origin]:
+    """Undo :func:`pack_pending`."""
+    return packed[_ORIGIN.size :], Origin(*_ORIGIN.unpack_from(packed))
+
+
+class DeadLetter(NamedTuple):
+    """A record that could not be processed, whole, with its origin."""
+
+    topic: str
+    key: str
+    payload: bytes | None
+    reason: Reason
+    detail: str
+    origin: Origin
