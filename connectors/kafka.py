@@ -114,7 +114,8 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
         row,
     )
     selector = get_gateway().jvm.org.apache.flink.streaming.api.functions.python.KeyByKeySelector()
-    keyed = stream._j_data_stream.keyBy(selector, key.get_java_type_info())
+    # The selector returns the key as a Row of one field, whatever its name suggests.
+    keyed = stream._j_data_stream.keyBy(selector, Types.ROW([key]).get_java_type_info())
     # What key_by() of PyFlink makes, without its Python selector for each element.
     return KeyedStream(keyed, row, stream)
 

@@ -28,6 +28,21 @@ TOPICS: Final[dict[str, tuple[int, dict[str, str]]]] = {
     DEAD_LETTERS: (2, {"max.message.bytes": str(2 * 1024 * 1024)}),
 }
 _KEPT_SAVEPOINTS = 3
+_JOB_ROOMS = ("udfs", "connectors", "job")
+
+
+def _scaled(root: Path) -> int:
+    """How many TaskManagers the last `scale` asked for, 0 if there was none."""
+    try:
+        return int((root / "task-managers").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _code_changed_at() -> float:
+    """When the code that runs in TaskManagers was last changed."""
+    sources = (file for room in _JOB_ROOMS for file in (PROJECT / room).rglob("*.py"))
+    return max((file.stat().st_mtime for file in sources), default=0.0)
 
 
 class Steps:
@@ -69,7 +84,7 @@ class App:
                 kafka_controller_port=given.kafka_controller_port,
                 cassandra_storage_port=given.cassandra_storage_port,
                 flink_rpc_port=given.flink_rpc_port,
-                task_managers=given.task_managers or os.cpu_count() or 1,
+                task_managers=given.task_managers or _scaled(given.root) or os.cpu_count() or 1,
                 task_manager_memory=given.task_manager_memory,
                 cassandra_heap=given.cassandra_heap,
                 cassandra_commit_log=given.cassandra_commit_log,
@@ -124,6 +139,9 @@ class App:
             if running is not None:
                 notes.append(f"{running} runs already")
                 return running
+            # In thread mode a TaskManager's interpreter keeps the modules of the job before.
+            if flink.replace_task_managers(older_than=_code_changed_at()):
+                notes.append("new TaskManagers for new code,")
             savepoint = savepoint or flink.latest_restore_path()
             job_id = flink.run(
                 "job/main.py",
@@ -136,7 +154,12 @@ class App:
                 parallelism=len(flink.task_managers),
                 savepoint=savepoint,
             )
-            flink.wait_running(job_id)
+            try:
+                flink.wait_running(job_id)
+            except StackError:
+                # Else it would restart for ever, and the next `up` would take it for a job.
+                flink.cancel(job_id)
+                raise
             notes.append(job_id)
             if savepoint:
                 notes.append(f"from {Path(savepoint).name}")
@@ -341,6 +364,7 @@ def _scale(given: argparse.Namespace) -> int:
             flink.remove_task_manager()
         while len(flink.task_managers) < given.n:
             flink.add_task_manager()
+        (app.stack.root / "task-managers").write_text(str(given.n))
         notes.append(str(given.n))
     app.submit(savepoint=savepoint)
     app.steps.done(f"scaled to {given.n}")

@@ -195,6 +195,8 @@ class FlinkCluster:
             "FLINK_CONF_DIR": str(self.conf_dir),
             "FLINK_LOG_DIR": str(self.root / "logs"),
             "FLINK_HOME": str(flink_home.FLINK_HOME),
+            # Relative to the working directory where it is not set: no plugin, no metrics.
+            "FLINK_PLUGINS_DIR": str(flink_home.FLINK_HOME / "plugins"),
             # One BLAS thread a TaskManager: there is one TaskManager a core.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
@@ -329,6 +331,16 @@ class FlinkCluster:
         task_manager = self.task_managers[index]
         task_manager.start()
         return task_manager
+
+    def replace_task_managers(self, *, older_than: float) -> int:
+        """Restart the TaskManagers that were started before a time (epoch seconds); how many."""
+        old = [one for one in self.task_managers if (one.process.started or 0) < older_than]
+        for task_manager in old:
+            task_manager.stop()
+        for task_manager in old:
+            task_manager.launch()
+        self.wait_task_managers()
+        return len(old)
 
     def add_task_manager(self) -> FlinkProcess:
         """Start one more TaskManager and wait until it is registered."""

@@ -108,6 +108,7 @@ def lines(status: Status) -> list[str]:
 
     rate = "-" if status.events_per_second is None else f"{status.events_per_second:,.0f}"
     lag = "-" if status.lag is None else f"{status.lag:,.0f}"
+    writes = f"p50 {whole('write_latency_p50_ms')} ms   p99 {whole('write_latency_p99_ms')} ms"
     dead = f"   DEAD: {', '.join(status.dead)}" if status.dead else ""
     text = [
         f"job          {status.state}   restarts {status.restarts}{dead}",
@@ -116,8 +117,7 @@ def lines(status: Status) -> list[str]:
         f"freshness    p50 {whole('freshness_p50_ms')} ms   p99 {whole('freshness_p99_ms')} ms",
         f"lookups      {whole('lookups')}   in batches of {whole('lookup_batch_size')}",
         f"catalogue    {whole('catalogue_size')} products",
-        f"writes       p50 {whole('write_latency_p50_ms')} ms"
-         f"   p99 {whole('write_latency_p99_ms')} ms   retries {whole('write_retries')}",
+        f"writes       {writes}   retries {whole('write_retries')}",
     ]
     if (found := status.checkpoints) is not None:
         size = (found.latest_bytes or 0) / 1024

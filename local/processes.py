@@ -124,6 +124,12 @@ class ServerProcess:
         return pid if now is not None and abs(now - started) < 1.5 else None
 
     @property
+    def started(self) -> float | None:
+        """When the living process was started (epoch seconds), or None."""
+        pid = self.pid
+        return _started_at(pid) if pid is not None else None
+
+    @property
     def alive(self) -> bool:
         """Whether the process lives."""
         return self.pid is not None

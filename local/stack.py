@@ -1,8 +1,4 @@
-"""All three servers as one thing: checked, started side by side, and always stopped.
-
-with Stack(StackConfig(root)) as stack:
-    job = stack.flink.run("job/main.py", ["--kafka-bootstrap", stack.kafka.bootstrap])
-"""
+"""All three servers as one thing: checked, started side by side, and always stopped."""
 
 from __future__ import annotations
 

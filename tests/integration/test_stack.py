@@ -51,6 +51,20 @@ def test_all_servers_answer(stack: Stack) -> None:
     assert requests.get(f"{stack.flink.rest_url}/overview", timeout=5).ok
 
 
+def test_every_flink_process_serves_its_metrics_to_prometheus(stack: Stack) -> None:
+    first, last = (int(port) for port in stack.config.prometheus_ports.split("-"))
+    pids = {stack.flink.job_manager.pid, *(one.pid for one in stack.flink.task_managers)}
+    serving: dict[int | None, int] = {}
+    for connection in psutil.net_connections("tcp"):
+        port = connection.laddr.port if connection.laddr else 0
+        if connection.status == psutil.CONN_LISTEN and first <= port <= last:
+            serving[connection.pid] = port
+
+    assert pids <= serving.keys()
+    answer = requests.get(f"http://127.0.0.1:{min(serving.values())}/metrics", timeout=5)
+    assert "flink_" in answer.text
+
+
 def test_a_topic_is_created_once_and_never_by_accident(stack: Stack) -> None:
     assert stack.kafka.create_topic("made", 3, {"cleanup.policy": "compact"})
     assert not stack.kafka.create_topic("made", 3)
@@ -111,7 +125,7 @@ def test_a_killed_job_manager_finds_its_task_managers_again(stack: Stack) -> Non
 def test_a_busy_port_is_named_with_its_remedy(stack: Stack, tmp_path: Path) -> None:
     second = Stack(StackConfig(root=tmp_path, kafka_port=stack.kafka.port))
 
-    with pytest.raises(StackError, match=f"kafka: port {stack.kafka.port} is in use") as caught:
+    with pytest.raises(StackError, match=rf"kafka: port {stack.kafka.port} is in use") as caught:
         second.start()
 
     assert "KAFKA_PORT=" in caught.value.remedy
@@ -121,7 +135,7 @@ def test_a_busy_port_is_named_with_its_remedy(stack: Stack, tmp_path: Path) -> N
 def test_too_little_memory_is_named_before_anything_starts(tmp_path: Path) -> None:
     huge = Stack(StackConfig(root=tmp_path, task_manager_memory="4000g"))
 
-    with pytest.raises(StackError, match="memory: .* MiB are needed"):
+    with pytest.raises(StackError, match=r"memory: .* MiB are needed"):
         huge.start()
 
     assert huge.living() == []

@@ -1,0 +1,377 @@
+"""Kill every server while events flow, then account for every event: ``python -m tests.chaos``.
+
+One stream of clicks, searches, purchases and dislikes goes on through all faults. At its end each
+user does one thing more, so that each list is of the final catalogue, and then everything that
+Kafka acknowledged is looked for in Cassandra and recomputed (:mod:`tests.verification`).
+
+What the kills can and cannot show: a killed process loses its memory, not what it has given to the
+operating system. Kafka writes to the page cache before it acknowledges, so a kill loses nothing;
+a machine that loses its power could. Cassandra's commit log is synchronised in groups here
+(``commitlog_sync: group``): with the default, periodic, even a kill of the process can lose what
+was acknowledged within the last moments, because the server does not replay what stands after the
+last marker of its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from local.errors import StackError
+from local.stack import Stack, StackConfig
+from tests.integration.helpers import (
+    MissingError,
+    Pipeline,
+    SteadyStream,
+    click,
+    clustered_vectors,
+    eventually,
+    now_ms,
+    poisoned_events,
+    poisoned_products,
+)
+from tests.verification import VECTOR_TOLERANCE, Verdict
+from udfs.query_encoder import encode_texts
+from udfs.schemas import Event
+
+# Longer than the vectors, so that each user's vector can be recovered from the scores.
+LIST_LENGTH: Final = 100
+_QUERIES: Final = (
+    "wireless mouse",
+    "red running shoes",
+    "coffee grinder",
+    "tent for two",
+    "4k monitor",
+    "ergonomic office chair",
+)
+_KINDS: Final = {
+    "click": 50,
+    "scroll": 25,
+    "add_to_cart": 8,
+    "purchase": 4,
+    "dislike": 3,
+    "search": 10,
+}
+# Event times run back by up to this much, so events of a user come out of order.
+_JITTER_MS: Final = 5_000
+
+
+@lru_cache(maxsize=100)
+def encode(query: str) -> Any:
+    """Embed a query; None where it has no vector."""
+    vector = encode_texts([query])[0]
+    return vector if vector.any() else None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line of the table."""
+
+    name: str
+    acknowledged: int
+    """Events that Kafka had acknowledged when it began."""
+    seconds: float
+    """From the fault until the job works and checkpoints again, with the time away."""
+    note: str = ""
+
+
+class Crowd:
+    """The made-up users: each call makes one event, now and then twice."""
+
+    def __init__(self, users: int, products: int, seed: int = 1) -> None:
+        self._rng = random.Random(seed)
+        self.users = [f"user-{number}" for number in range(users)]
+        # Active and quiet users, but none with more interactions in the log's window of
+        # duplicates than it holds.
+        self._ends = [number**0.6 for number in range(1, users + 1)]
+        # The last tenth is never liked: a sum that cancels out has no direction to compare. Half
+        # of it is disliked, half of it is never touched and may be deleted.
+        self._liked = range(products - products // 10)
+        self._disliked = range(self._liked.stop, products - products // 20)
+        self.untouched = range(self._disliked.stop, products)
+
+    def __call__(self) -> Sequence[Event]:
+        rng = self._rng
+        user = rng.choices(self.users, cum_weights=self._ends)[0]
+        kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
+        among = self._disliked if kind == "dislike" else self._liked
+        event = click(
+            user,
+            None if kind == "search" else f"p{rng.choice(among)}",
+            kind,
+            ts=now_ms() - rng.randrange(_JITTER_MS),
+            query=rng.choice(_QUERIES) if kind == "search" else None,
+            session_id="s" if rng.random() < 0.5 else None,
+        )
+        return (event, event) if rng.random() < 0.02 else (event,)
+
+
+class Chaos:
+    """The stream, the faults, and the account at the end."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        rate: int,
+        users: int,
+        products: int,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.faults: list[Fault] = []
+        self._say = say
+        self._flink = pipeline.stack.flink
+        self._crowd = Crowd(users, products)
+        self._vectors = {f"p{at}": one for at, one in enumerate(clustered_vectors(products))}
+        self._stream = SteadyStream(pipeline, self._crowd, rate)
+        self._rng = random.Random(2)
+
+    # --- the run -----------------------------------------------------------------------------
+
+    def start(self, parallelism: int) -> None:
+        """Publish the catalogue, submit the job and begin the stream."""
+        self.pipeline.publish(self._vectors)
+        self.pipeline.submit(parallelism)
+        self.pipeline.wait_products()
+        self._stream.start()
+        self._progress("the first events", 90)
+
+    @contextlib.contextmanager
+    def _fault(self, name: str, note: str = "") -> Iterator[None]:
+        acknowledged, begin = len(self.pipeline.ledger.acknowledged), time.monotonic()
+        self._say(f"{name} ...")
+        try:
+            yield
+        except (AssertionError, StackError, TimeoutError) as error:
+            msg = f"{name}: {error}\n{self.pipeline.failures()}"
+            raise MissingError(msg) from error
+        fault = Fault(name, acknowledged, time.monotonic() - begin, note)
+        self.faults.append(fault)
+        self._say(f"{name}: works again after {fault.seconds:.1f} s")
+
+    def _progress(self, after: str, timeout: float) -> None:
+        """Wait until what was acknowledged by now, and more, is saved and a checkpoint stands."""
+        flink, pipeline = self._flink, self.pipeline
+        target = len({event.event_id for event in pipeline.ledger.acknowledged}) + 1
+        completed = flink.checkpoints(pipeline.job).completed
+
+        def complaint() -> str:
+            state = flink.job(pipeline.job)["state"]
+            checkpoints = flink.checkpoints(pipeline.job)
+            if state != "RUNNING" or checkpoints.completed <= completed:
+                return f"after {after}: the job is {state}, no checkpoint since: {checkpoints}"
+            saved = pipeline.count_events()
+            return "" if saved >= target else f"after {after}: {saved} of {target} events are saved"
+
+        eventually(complaint, timeout, every=0.5)
+
+    def _restored(self, before: int, timeout: float) -> None:
+        def complaint() -> str:
+            now = self._flink.checkpoints(self.pipeline.job).restored
+            return "" if now > before else "the job was not restored from a checkpoint"
+
+        eventually(complaint, timeout)
+
+    # --- the faults --------------------------------------------------------------------------
+
+    def kill_task_manager(self, index: int, timeout: float = 120) -> None:
+        """Kill -9 a TaskManager and start a replacement."""
+        with self._fault("kill -9 TaskManager"):
+            before = self._flink.checkpoints(self.pipeline.job).restored
+            self._flink.kill_task_manager(index)
+            self._flink.start_task_manager(index)
+            self._restored(before, timeout)
+            self._progress("the restart", timeout)
+
+    def kill_job_manager(self, timeout: float = 120) -> None:
+        """Kill -9 the JobManager; then what ``make resume`` does."""
+        flink, pipeline = self._flink, self.pipeline
+        with self._fault("kill -9 JobManager"):
+            flink.job_manager.kill()
+            flink.job_manager.start()
+            flink.wait_task_managers()
+
+            def slots() -> str:
+                free = flink.free_slots()
+                wanted = pipeline.parallelism
+                return "" if free >= wanted else f"{free} of {wanted} slots are free"
+
+            eventually(slots, timeout)
+            path = flink.latest_restore_path()
+            if path is None or pipeline.job not in path:
+                msg = f"no retained checkpoint of the lost job {pipeline.job}, the newest: {path}"
+                raise MissingError(msg)
+            pipeline.submit(pipeline.parallelism, savepoint=path)
+            self._progress("the resume", timeout)
+
+    def kill_kafka(self, away_s: float, timeout: float = 120) -> None:
+        """Kill -9 Kafka, and restart it."""
+        with self._fault("kill -9 Kafka", f"{away_s:.0f} s away"):
+            self.pipeline.stack.kafka.kill()
+            time.sleep(away_s)
+            self.pipeline.stack.kafka.start()
+            self._progress("the return of Kafka", timeout)
+
+    def kill_cassandra(self, away_s: float, timeout: float = 180) -> None:
+        """Kill -9 Cassandra, and restart it; the job must wait without a restart."""
+        job = self.pipeline.job
+        with self._fault("kill -9 Cassandra", f"{away_s:.0f} s away"):
+            before = self._flink.restarts(job)
+            self.pipeline.stack.cassandra.kill()
+            time.sleep(away_s)
+            self.pipeline.stack.cassandra.start()
+            self._progress("the return of Cassandra", timeout)
+            after = self._flink.restarts(job)
+            if after != before:
+                msg = f"the job was restarted {after - before} times instead of waiting"
+                raise MissingError(msg)
+
+    def poison(self, timeout: float = 90) -> None:
+        """Send each kind of bad event and product."""
+        with self._fault("poisoned records"):
+            before = self._flink.restarts(self.pipeline.job)
+            self.pipeline.poison(poisoned_events())
+            self.pipeline.poison(poisoned_products())
+            self.pipeline.wait_poison(timeout)
+            self._progress("the poison", timeout)
+            if self._flink.restarts(self.pipeline.job) != before:
+                msg = "a poisoned record restarted the job"
+                raise MissingError(msg)
+
+    def rescale(self, parallelism: int, timeout: float = 120) -> None:
+        """Stop with a savepoint, and restore at another parallelism."""
+        pipeline = self.pipeline
+        with self._fault("rescale", f"{pipeline.parallelism} to {parallelism}"):
+            path = self._flink.stop_with_savepoint(pipeline.job)
+            pipeline.submit(parallelism, savepoint=path)
+            self._progress("the rescale", timeout)
+
+    def change_catalogue(self) -> None:
+        """Take products out of stock and back, and delete some that nobody touched."""
+        for product in self._rng.sample(sorted(self._vectors), 20):
+            if product in self.pipeline.catalogue:
+                vector = {product: self._vectors[product]}
+                self.pipeline.publish(vector, in_stock=self._rng.random() < 0.5)
+        for number in self._rng.sample(self._crowd.untouched, 3):
+            self.pipeline.delete(f"p{number}")
+
+    # --- the account -------------------------------------------------------------------------
+
+    def account(self, timeout: float = 180) -> Verdict:
+        """End the stream and compare all that is saved with the recomputation."""
+        pipeline = self.pipeline
+        self._stream.stop()
+        pipeline.wait_saved(timeout)
+        pipeline.wait_products()
+        # Each list anew, from the final catalogue.
+        known = {event.user_id for event in pipeline.ledger.acknowledged}
+        pipeline.send([click(user, "p0") for user in sorted(known)])
+        pipeline.wait_saved(timeout)
+        pipeline.wait_poison(timeout)
+        verdicts: list[Verdict] = []
+
+        def complaint() -> str:
+            verdicts.append(pipeline.verdict(encode))
+            return verdicts[-1].problems()
+
+        # What is wrong after that is the result.
+        with contextlib.suppress(MissingError):
+            eventually(complaint, 20, every=1.0)
+        return verdicts[-1]
+
+
+def summary(chaos: Chaos, verdict: Verdict) -> dict[str, Any]:
+    """The last line of the run."""
+    return {
+        "kills": [fault.name for fault in chaos.faults],
+        "events": verdict.events,
+        "lost": len(verdict.lost) + len(verdict.altered),
+        "duplicated": len(verdict.duplicated) + len(verdict.unexpected),
+        "max_vector_error": float(f"{verdict.max_vector_error:.3g}"),
+        "wrong_lists": len(verdict.wrong_lists),
+    }
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--rate", type=int, default=300, help="events a second (default 300)")
+    parser.add_argument("--users", type=int, default=2000, help="users (default 2000)")
+    parser.add_argument("--products", type=int, default=1500, help="products (default 1500)")
+    parser.add_argument("--away", type=float, default=30, help="s without Cassandra (default 30)")
+    parser.add_argument("--pause", type=float, default=5, help="s between faults (default 5)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all faults; 0 if nothing was lost, doubled or wrong."""
+    given = _parse(arguments)
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - begin:7.1f} s  {text}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        config = StackConfig(
+            root=Path(folder),
+            task_managers=2,
+            cassandra_commit_log="group",
+            prometheus_ports="9470-9570",
+        )
+        say("starting Kafka, Cassandra and Flink ...")
+        with Stack(config) as stack, _pipeline(stack) as pipeline:
+            chaos = Chaos(
+                pipeline, rate=given.rate, users=given.users, products=given.products, say=say
+            )
+            say(f"the job; then {given.rate} events/s of {given.users} users")
+            chaos.start(parallelism=2)
+            faults: list[Callable[[], None]] = [
+                lambda: chaos.kill_task_manager(0),
+                lambda: chaos.kill_kafka(5),
+                chaos.poison,
+                lambda: chaos.kill_cassandra(given.away),
+                chaos.kill_job_manager,
+                lambda: chaos.rescale(1),
+                lambda: chaos.rescale(2),
+                lambda: chaos.kill_task_manager(1),
+            ]
+            for fault in faults:
+                chaos.change_catalogue()
+                fault()
+                time.sleep(given.pause)
+            chaos.change_catalogue()
+            say("end of the stream; comparing ...")
+            verdict = chaos.account()
+
+    print(f"\n{'fault':<22}{'':<12}{'after events':>13}{'works again after':>20}")
+    for line in chaos.faults:
+        print(f"{line.name:<22}{line.note:<12}{line.acknowledged:>13,}{line.seconds:>18.1f} s")
+    print(
+        f"\n{verdict.events:,} events of {verdict.users:,} users acknowledged by Kafka;"
+        f" {verdict.vectors_compared:,} vectors compared (tolerance {VECTOR_TOLERANCE:g}),"
+        f" largest difference of a score {verdict.max_score_error:.1e};"
+        f" {len(pipeline.poisoned)} poisoned records whole among the dead letters"
+    )
+    problems = verdict.problems()
+    if problems:
+        print(problems)
+    print(json.dumps(summary(chaos, verdict)))
+    return 0 if verdict.right else 1
+
+
+def _pipeline(stack: Stack) -> Pipeline:
+    return Pipeline.create(stack, "chaos", list_length=LIST_LENGTH, partitions=8)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

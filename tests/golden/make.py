@@ -1,0 +1,170 @@
+"""Writes the golden files: one record of every format that a savepoint or a topic holds.
+
+Run it (``.venv/bin/python -m tests.golden.make``) only for a new version of a format, under a new
+name: a file that exists is never written again, since states in the field look like it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from udfs.catalogue import Catalogue
+from udfs.profile import Profile, ProfileConfig, update_profiles
+from udfs.schemas import (
+    Event,
+    EventType,
+    Origin,
+    Product,
+    decode_vector,
+    encode_event,
+    encode_product,
+    encode_vector,
+    pack_pending,
+)
+
+FOLDER: Final = Path(__file__).parent
+NOW_MS: Final = 1_732_300_000_000
+
+
+def _event(number: int, kind: EventType, item: str, minutes_ago: int) -> Event:
+    is_search = kind == "search"
+    return Event(
+        event_id=f"0190-{number}",
+        user_id="u-42 é",
+        type=kind,
+        ts=NOW_MS - 60_000 * minutes_ago,
+        product_id=None if is_search else item,
+        query=item if is_search else None,
+        session_id="s1",
+        dwell_ms=1200 if kind == "scroll" else None,
+        quantity=2 if kind == "purchase" else None,
+    )
+
+
+EVENTS: Final = (
+    _event(1, "click", "p1", 90),
+    _event(2, "search", "usb hub 漢", 60),
+    _event(3, "scroll", "p2", 45),
+    _event(4, "purchase", "p3", 30),
+    _event(5, "add_to_cart", "unknown-é", 20),
+    _event(6, "dislike", "p2", 10),
+    _event(7, "click", "p1", 120),
+)
+PRODUCTS: Final = {"p1": [1.0, 0.0, 0.0], "p2": [0.0, 1.0, 0.0], "p3": [0.0, 3.0, 4.0]}
+QUERY: Final = [0.0, 0.0, 1.0]
+
+
+class _Source:
+    space = "text3-v1"
+    dimensions = 3
+
+    def product_vector(self, product_id: str) -> Any:
+        return decode_vector(PRODUCTS[product_id]) if product_id in PRODUCTS else None
+
+    def query_vector(self, _query: str) -> Any:
+        return np.array(QUERY, dtype=np.float32)
+
+
+def _profile() -> tuple[bytes, dict[str, Any]]:
+    profile = Profile()
+    update_profiles([profile], [EVENTS], _Source(), ProfileConfig())
+    profile.generation_us = NOW_MS * 1000 + 123
+    profile.touched_ms = NOW_MS + 5
+    return profile.pack(), {
+        "space": profile.space,
+        "sums": [[float(value) for value in row] for row in profile.sums],
+        "reference_ms": profile.reference_ms,
+        "generation_us": profile.generation_us,
+        "touched_ms": profile.touched_ms,
+        "waiting": profile.waiting,
+        "interactions": [list(row) for row in profile.interactions()],
+        "excluded": profile.excluded(),
+    }
+
+
+def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
+    """Key and value of each broadcast state entry, as hexadecimal lines."""
+    catalogue = Catalogue(switch_share=1.0)
+    state: dict[str, bytes] = {}
+    for product_id, space, embedding, in_stock in (
+        ("p1", "text3-v1", [1.0, 0.0, 0.0], True),
+        ("p2 é", "text3-v1", [0.0, 1.0, 0.0], False),
+        ("p1", "text2-v2", [0.6, 0.8], True),
+    ):
+        product = Product(product_id, space, embedding, in_stock=in_stock)
+        for key, value in catalogue.upsert(product, decode_vector(embedding)):
+            assert value is not None
+            state[key] = value
+    lines = [f"{key.encode().hex()} {value.hex()}" for key, value in sorted(state.items())]
+    return ("\n".join(lines) + "\n").encode(), {
+        "space": "text3-v1",
+        "products": 2,
+        "searchable": ["p1"],
+        "vectors": {"p1": [1.0, 0.0, 0.0], "p2 é": [0.0, 1.0, 0.0]},
+        "staged": {"text2-v2": ["p1"]},
+    }
+
+
+def _pending() -> tuple[bytes, dict[str, Any]]:
+    payload = encode_event(EVENTS[3])
+    return pack_pending(payload, Origin(3, 2**40 + 1)), {
+        "payload": payload.decode(),
+        "partition": 3,
+        "offset": 2**40 + 1,
+    }
+
+
+def _wire_event() -> tuple[bytes, dict[str, Any]]:
+    return encode_event(EVENTS[3]), {
+        "event_id": "0190-4",
+        "user_id": "u-42 é",
+        "type": "purchase",
+        "ts": NOW_MS - 30 * 60_000,
+        "product_id": "p3",
+        "query": None,
+        "session_id": "s1",
+        "dwell_ms": None,
+        "quantity": 2,
+    }
+
+
+def _wire_product() -> tuple[bytes, dict[str, Any]]:
+    embedding = encode_vector(np.array([0.0, 3.0, 4.0], dtype=np.float32))
+    product = Product("p3", "text3-v1", embedding, "Hub é", "USB", 18.5, False)
+    return encode_product(product), {
+        "product_id": "p3",
+        "space": "text3-v1",
+        "title": "Hub é",
+        "category": "USB",
+        "price": 18.5,
+        "in_stock": False,
+        "vector": [0.0, 0.6, 0.8],
+    }
+
+
+def main() -> None:
+    """Write the files that do not exist yet."""
+    for name, make in (
+        ("profile_v1", _profile),
+        ("catalogue_v1", _catalogue_entries),
+        ("pending_v1", _pending),
+        ("event_v1", _wire_event),
+        ("product_v1", _wire_product),
+    ):
+        target = FOLDER / f"{name}.bin"
+        if target.exists():
+            print(f"{target.name}: kept")
+            continue
+        content, expected = make()
+        target.write_bytes(content)
+        text = json.dumps(expected, indent=2, ensure_ascii=False)
+        target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        print(f"{target.name}: {len(content)} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""The whole job on real Kafka, Flink and Cassandra: what goes in, what must stand there then."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from local.stack import Stack
+from tests.integration.helpers import (
+    DIMENSIONS,
+    Pipeline,
+    click,
+    clustered_vectors,
+    eventually,
+    now_ms,
+    poisoned_events,
+    poisoned_products,
+)
+from tests.verification import VECTOR_TOLERANCE, CatalogueItem, unit
+from udfs.query_encoder import encode_texts
+from udfs.schemas import Event
+
+PRODUCTS = 300
+pytestmark = pytest.mark.timeout(240)
+
+# Longer than the vectors, so that the user's vector can be recovered from the scores.
+LIST_LENGTH = 100
+QUICK = ("--tick-ms", "200", "--waiting-retry-max-ms", "1000")
+
+
+def encode(query: str) -> Any:
+    vector = encode_texts([query])[0]
+    return vector if vector.any() else None
+
+
+def products(count: int = PRODUCTS, first: int = 0, seed: int = 1) -> dict[str, Any]:
+    vectors = clustered_vectors(count, seed)
+    return {f"p{first + number}": vector for number, vector in enumerate(vectors)}
+
+
+def random_events(users: int, count: int, seed: int = 1) -> Iterator[Event]:
+    """Events in any order of their times, some of them twice."""
+    rng = random.Random(seed)
+    kinds = ["click", "scroll", "add_to_cart", "purchase", "dislike", "search"]
+    for number in range(count):
+        user = f"u{rng.randrange(users)}"
+        kind = rng.choices(kinds, (50, 20, 10, 8, 2, 10))[0]
+        # What is disliked is never liked: a sum that cancels out has no direction to compare.
+        product = rng.randrange(250, 300) if kind == "dislike" else rng.randrange(250)
+        event = click(
+            user,
+            None if kind == "search" else f"p{product}",
+            kind,
+            event_id=f"e{number}",
+            ts=now_ms() - rng.randrange(3 * 3_600_000),
+            query=rng.choice(["wireless mouse", "red running shoes"]) if kind == "search" else None,
+            dwell_ms=rng.randrange(9000) if kind == "scroll" else None,
+            quantity=2 if kind == "purchase" else None,
+            session_id="ünïcode" if number % 3 else None,
+        )
+        yield event
+        if number % 20 == 0:
+            yield event
+
+
+def test_events_are_saved_once_and_lists_are_exact_also_for_those_before_the_catalogue(
+    stack: Stack,
+) -> None:
+    with Pipeline.create(stack, "exact", *QUICK, list_length=LIST_LENGTH) as pipeline:
+        pipeline.send(random_events(users=60, count=1200))
+        pipeline.submit(parallelism=2)
+        pipeline.wait_saved()
+        assert pipeline.lists() == {}
+
+        pipeline.publish(products())
+        verdict = pipeline.wait_right(encode)
+
+        assert verdict.events == 1200
+        assert verdict.vectors_compared == 60
+        assert verdict.max_vector_error < VECTOR_TOLERANCE
+        assert sum(stack.flink.metric(pipeline.job, "duplicates")) == 60
+
+
+def test_bad_records_arrive_whole_among_the_dead_letters_and_good_ones_go_on(stack: Stack) -> None:
+    with Pipeline.create(stack, "bad", *QUICK) as pipeline:
+        pipeline.publish(products())
+        pipeline.send([click("before", "p1"), click("bad", "p1")])
+        pipeline.submit(parallelism=2)
+        pipeline.wait_products()
+
+        pipeline.poison(poisoned_products())
+        pipeline.poison(poisoned_events())
+        # The largest that is allowed.
+        long_query = click("bad", None, "search", query="wireless mouse " * 4300)
+        pipeline.send([click("after", "p2"), click("bad", "p2"), long_query])
+
+        letters = pipeline.wait_poison()
+        assert {letter.headers["topic"] for letter in letters} == {
+            pipeline.topics["events"],
+            pipeline.topics["catalogue"],
+        }
+        assert all(letter.headers["detail"] and letter.headers["failed_at"] for letter in letters)
+        # One of the subtasks speaks for all, and nothing was replayed.
+        assert len(letters) == len(pipeline.poisoned)
+        verdict = pipeline.wait_right(encode)
+        assert verdict.events == 5
+        assert stack.flink.restarts(pipeline.job) == 0
+
+
+def test_each_change_of_the_catalogue_holds_for_the_next_lookup(stack: Stack) -> None:
+    with Pipeline.create(
+        stack, "changes", *QUICK, list_length=LIST_LENGTH, partitions=1
+    ) as pipeline:
+        vectors = products()
+        pipeline.publish(vectors)
+        pipeline.submit()
+        pipeline.wait_products()
+
+        pipeline.send([click("u", "p0")])
+        first = pipeline.wait_list("u", lambda _: True, "a first list")
+        assert first.product_ids[0] == "p0"
+        best = first.product_ids[1]
+        pipeline.wait_right()
+
+        # Out of stock, and back.
+        pipeline.publish({best: vectors[best]}, in_stock=False)
+        pipeline.wait_products()
+        pipeline.send([click("u", "p0", "scroll")])
+        pipeline.wait_list("u", lambda one: best not in one.product_ids, f"{best} is out of stock")
+        pipeline.wait_right()
+        pipeline.publish({best: vectors[best]})
+        pipeline.wait_products()
+        pipeline.send([click("u", "p0", "scroll")])
+        pipeline.wait_list("u", lambda one: best in one.product_ids, f"{best} is back")
+
+        # Deleted.
+        pipeline.delete(best)
+        pipeline.wait_products()
+        pipeline.send([click("u", "p0", "scroll")])
+        pipeline.wait_list("u", lambda one: best not in one.product_ids, f"{best} is deleted")
+        pipeline.wait_right()
+
+        # Another vector, and a new product: the topic has one partition, so both are there.
+        worst = min(vectors, key=lambda one: float(vectors[one] @ vectors["p0"]))
+        near = vectors["p0"] + 0.01 * np.eye(DIMENSIONS, dtype=np.float32)[0]
+        pipeline.publish({worst: near, "new": -vectors["p0"]})
+        pipeline.wait_products()
+        pipeline.send([click("u", "p0", "scroll")])
+        pipeline.wait_list("u", lambda one: worst in one.product_ids[:3], f"{worst} has moved near")
+        pipeline.wait_right()
+
+        # A duplicate moves once: were it counted three times, the recomputation would differ.
+        twin = click("u", "p7", "add_to_cart")
+        pipeline.send([twin, twin, twin, click("u", "p0", "scroll")])
+        pipeline.wait_right()
+        pipeline.wait_metric("duplicates", 2)
+
+        # A purchase and a dislike leave the list.
+        pipeline.send([click("u", "p7", "purchase"), click("u", "p9", "dislike")])
+        pipeline.wait_right()
+
+        # A search moves: in this space queries have vectors.
+        pipeline.send([click("u", None, "search", query="mechanical keyboard")])
+        pipeline.wait_right(encode)
+
+        # A product that comes after its event moves the vector without another event.
+        late = clustered_vectors(1, seed=9)[0]
+        pipeline.send([click("u", "late", "add_to_cart")])
+        before = pipeline.wait_right(encode)
+        pipeline.publish({"late": late})
+        pipeline.wait_list("u", lambda one: "late" in one.product_ids, "the late product moved it")
+        verdict = pipeline.wait_right(encode)
+        assert verdict.events == before.events
+        assert verdict.vectors_compared == 1
+
+
+def test_a_new_space_takes_over_at_once_and_never_mixes(stack: Stack) -> None:
+    old, new = "old-v1", "new-v2"
+    with Pipeline.create(stack, "spaces", *QUICK, partitions=1) as pipeline:
+        pipeline.publish(products(100), space=old)
+        users = [f"u{number}" for number in range(8)]
+        pipeline.send(
+            [click(user, f"p{3 * at + n}") for at, user in enumerate(users) for n in (0, 1)]
+        )
+        pipeline.submit()
+        pipeline.wait_right(space=old)
+
+        # Half of the products in the new space: the old one stays, in full.
+        other = {product: vector[:32] for product, vector in products(100, seed=5).items()}
+        first_half = dict(list(other.items())[:50])
+        pipeline.publish(first_half, space=new, remember=False)
+        pipeline.publish({"marker": products(1, seed=7)["p0"]}, space=old)
+        pipeline.wait_products()
+        pipeline.send([click(user, "p50", "scroll") for user in users])
+        pipeline.wait_right(space=old)
+
+        pipeline.delete("marker")
+        pipeline.publish(dict(list(other.items())[50:]), space=new, remember=False)
+        spaces: set[str] = set()
+
+        def switched() -> str:
+            pipeline.send([click(user, "p60", "scroll") for user in users])
+            spaces.update(one.space for one in pipeline.lists().values())
+            return "" if new in spaces else f"the lists are of {spaces}"
+
+        eventually(switched, 30, every=1.0)
+        assert spaces <= {old, new}
+        # Rebuilt from the last interactions, as if there had never been another space.
+        pipeline.catalogue = {
+            product: CatalogueItem(unit(vector)) for product, vector in other.items()
+        }
+        pipeline.wait_metric("catalogue_size", 100)
+        pipeline.send([click(user, "p61", "scroll") for user in users])
+        pipeline.wait_right(space=new)
+
+
+def test_tick_zero_looks_up_at_every_event(stack: Stack) -> None:
+    with Pipeline.create(stack, "tick0", "--tick-ms", "0", list_length=LIST_LENGTH) as pipeline:
+        pipeline.publish(products())
+        pipeline.submit()
+        pipeline.wait_products()
+
+        pipeline.send(random_events(users=10, count=200, seed=2))
+        verdict = pipeline.wait_right(encode)
+
+        assert verdict.events == 200
+        assert verdict.vectors_compared == 10
+        # One a record, the ten duplicates included.
+        pipeline.wait_metric("lookups", 210)
+
+
+def test_process_mode_gives_the_same(stack: Stack) -> None:
+    options = (*QUICK, "--execution-mode", "process")
+    with Pipeline.create(stack, "process", *options, list_length=LIST_LENGTH) as pipeline:
+        pipeline.publish(products())
+        pipeline.send(random_events(users=10, count=100, seed=3))
+        pipeline.submit(settings={"python.execution-mode": "process"})
+
+        pipeline.wait_right(encode, timeout=90)
+        # Users who came before the catalogue have theirs too; one more, as all is there now.
+        pipeline.send([click("u1", "p5")])
+        pipeline.poison({"garbage": poisoned_events()["garbage"]})
+        verdict = pipeline.wait_right(encode)
+        pipeline.wait_poison()
+
+        assert verdict.events == 101
+        assert verdict.vectors_compared == 10
+
+
+def test_the_wrong_execution_mode_fails_loudly(stack: Stack) -> None:
+    with Pipeline.create(stack, "mode", "--execution-mode", "process") as pipeline:
+        pipeline.submit(running=False)
+
+        def failed() -> str:
+            found = "\n".join(stack.flink.exceptions(pipeline.job))
+            wanted = "Python runs in thread mode, the job is configured for process"
+            return "" if wanted in found else f"no {wanted!r} among the failures: {found[:500]}"
+
+        eventually(failed, 60)

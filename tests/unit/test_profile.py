@@ -1,0 +1,411 @@
+"""The profile: the decayed sums by their formula, the log, the exclusions, the packed format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.builders import (
+    DAY_MS,
+    MINUTE_MS,
+    NOW_MS,
+    SUM_TOLERANCE,
+    Vectors,
+    event,
+    naive_query_vector,
+    naive_sums,
+    unit_vectors,
+)
+from udfs.profile import (
+    Profile,
+    ProfileConfig,
+    ProfileVersionError,
+    hash_event_id,
+    query_vectors,
+    update_profiles,
+)
+from udfs.query_encoder import MAX_CHARACTERS
+from udfs.schemas import EVENT_TYPES, Event, decode_event, decode_product, unpack_pending
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DIMENSIONS = 6
+CONFIG = ProfileConfig()
+MATRIX = unit_vectors(8, DIMENSIONS, seed=1)
+SOURCE = Vectors(
+    {f"p{n}": MATRIX[n] for n in range(6)}, {f"q{n}": MATRIX[6 + n] for n in range(2)}
+)
+EMPTY = Vectors({}, space=None)
+
+
+def make(number: int, kind: Any, item: int, age_ms: int) -> Event:
+    if kind == "search":
+        return event(f"e{number}", kind, None, NOW_MS - age_ms, query=f"q{item % 2}")
+    return event(f"e{number}", kind, f"p{item}", NOW_MS - age_ms)
+
+
+# Ids can repeat (duplicates), as can times; ages from nothing to far beyond the half-lives.
+drawn = st.tuples(
+    st.sampled_from(EVENT_TYPES),
+    st.integers(0, 5),
+    st.one_of(st.integers(0, 10 * MINUTE_MS), st.integers(0, 60 * DAY_MS)),
+)
+histories = st.lists(drawn, min_size=1, max_size=40).map(
+    lambda rows: [make(number, *row) for number, row in enumerate(rows)]
+)
+
+
+def moved(
+    events: Sequence[Event], source: Any = SOURCE, config: ProfileConfig = CONFIG
+) -> Profile:
+    profile = Profile()
+    update_profiles([profile], [events], source, config)
+    return profile
+
+
+def assert_sums(
+    profile: Profile, events: Sequence[Event], source: Vectors, config: ProfileConfig = CONFIG
+) -> None:
+    expected, newest = naive_sums(events, source, config)
+    scale = max(1.0, sum(abs(config.weights[one.type]) for one in events))
+    assert profile.reference_ms == newest
+    assert profile.sums.dtype == np.float32
+    np.testing.assert_allclose(profile.sums, expected, atol=SUM_TOLERANCE * scale)
+
+
+@given(histories)
+def test_sums_are_those_of_the_plain_formula(events: list[Event]) -> None:
+    assert_sums(moved(events), events, SOURCE)
+
+
+@given(histories, st.data())
+def test_any_order_and_any_batches_give_the_same_sums(
+    events: list[Event], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(events))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(events)), max_size=4)))
+    packed: bytes | None = None
+    for start, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
+        profile = Profile.unpack(packed)
+        update_profiles([profile], [shuffled[start:end]], SOURCE, CONFIG)
+        packed = profile.pack()
+    profile = Profile.unpack(packed)
+    assert_sums(profile, events, SOURCE)
+    assert profile.interactions() == moved(events).interactions()
+
+
+@settings(max_examples=30)
+@given(st.lists(histories, min_size=1, max_size=6))
+def test_users_of_one_batch_do_not_touch_each_other(users: list[list[Event]]) -> None:
+    profiles = [Profile() for _ in users]
+    update_profiles(profiles, users, SOURCE, CONFIG)
+    for profile, events in zip(profiles, users, strict=True):
+        assert_sums(profile, events, SOURCE)
+
+
+@given(histories, st.data())
+def test_duplicates_within_the_window_move_once(events: list[Event], data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.sampled_from(events), max_size=20))
+    profile = Profile()
+    assert update_profiles([profile], [[*events, *again]], SOURCE, CONFIG) == len(again)
+    profile = Profile.unpack(profile.pack())
+    assert update_profiles([profile], [events], SOURCE, CONFIG) == len(events)
+    assert_sums(profile, events, SOURCE)
+
+
+def test_duplicate_is_known_among_the_newest_interactions_of_a_long_history() -> None:
+    config = ProfileConfig(interactions=10)
+    events = [make(n, "click", n % 6, (500 - n) * 1000) for n in range(500)]
+    profile = moved(events, config=config)
+    assert update_profiles([profile], [events[-10:]], SOURCE, config) == 10
+    assert_sums(profile, events, SOURCE, config)
+
+
+def test_hash_that_only_matches_across_two_entries_is_no_duplicate() -> None:
+    profile = moved([event("a"), event("b")])
+    across = (hash_event_id("a") + hash_event_id("b"))[3:11]
+    assert profile._knows(hash_event_id("a"))
+    assert profile._knows(hash_event_id("b"))
+    assert not profile._knows(across)
+
+
+@given(histories, st.sets(st.integers(0, 5)), st.data())
+def test_a_product_that_comes_late_moves_as_if_it_had_been_there(
+    events: list[Event], late: set[int], data: st.DataObject
+) -> None:
+    there = {name: v for name, v in SOURCE.products.items() if int(name[1:]) not in late}
+    before = Vectors(there, SOURCE.queries)
+    before.dimensions = DIMENSIONS
+    cut = data.draw(st.integers(0, len(events)))
+    profile = moved(events[:cut], before)
+    waiting = [e for e in events[:cut] if e.type != "search" and e.product_id not in there]
+    assert profile.waiting == len(waiting)
+    profile = Profile.unpack(profile.pack())
+    assert profile.can_advance(SOURCE) == bool(waiting)
+    assert not profile.can_advance(before)
+    update_profiles([profile], [events[cut:]], SOURCE, CONFIG)
+    assert profile.waiting == 0
+    assert_sums(profile, events, SOURCE)
+    update_profiles([profile], [[]], SOURCE, CONFIG)
+    assert_sums(profile, events, SOURCE)
+
+
+@given(histories)
+def test_events_before_any_catalogue_move_when_it_is_there(events: list[Event]) -> None:
+    profile = Profile.unpack(moved(events, EMPTY).pack())
+    assert not profile.sums.any()
+    assert not profile.can_advance(EMPTY)
+    assert profile.can_advance(SOURCE)
+    update_profiles([profile], [[]], SOURCE, CONFIG)
+    assert_sums(profile, events, SOURCE)
+    assert profile.waiting == 0
+
+
+@given(histories, st.integers(1, 12), st.data())
+def test_new_space_rebuilds_from_the_newest_interactions(
+    events: list[Event], k: int, data: st.DataObject
+) -> None:
+    config = ProfileConfig(interactions=k)
+    other = unit_vectors(8, 4, seed=2)
+    new = Vectors(
+        {f"p{n}": other[n] for n in range(6)}, {f"q{n}": other[6 + n] for n in range(2)}, "new"
+    )
+    profile = Profile.unpack(
+        moved(data.draw(st.permutations(events)), SOURCE, config).pack()
+    )
+    assert profile.can_advance(new)
+    update_profiles([profile], [[]], new, config)
+    # Events of the same time are told apart by their hash.
+    newest = sorted(events, key=lambda one: (one.ts, hash_event_id(one.event_id)))[-k:]
+    assert profile.space == "new"
+    assert profile.waiting == 0
+    assert_sums(profile, newest, new, config)
+
+
+def test_space_that_comes_back_with_another_length_rebuilds() -> None:
+    profile = moved([event()])
+    longer = Vectors({"p0": unit_vectors(1, 9)[0]})
+    update_profiles([profile], [[event("e2")]], longer, CONFIG)
+    assert profile.sums.shape == (2, 9)
+
+
+def test_search_without_a_vector_in_the_new_space_does_not_wait() -> None:
+    profile = moved([make(1, "search", 0, 0), make(2, "click", 0, 0)])
+    new = Vectors({"p0": unit_vectors(1, 4)[0]}, space="new")
+    update_profiles([profile], [[]], new, CONFIG)
+    assert profile.waiting == 0
+    assert_sums(profile, [make(2, "click", 0, 0)], new)
+
+
+def test_dislike_pushes_away() -> None:
+    profile = moved([event(kind="dislike")])
+    assert query_vectors([profile], CONFIG)[0] @ MATRIX[0] == pytest.approx(-1, abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 50)), max_size=80), st.integers(1, 5))
+def test_the_newest_exclusions_are_kept_and_bounded(
+    rows: list[tuple[int, int]], limit: int
+) -> None:
+    config = ProfileConfig(exclusions=limit, interactions=200)
+    packed: bytes | None = None
+    newest: dict[str, int] = {}
+    for number, (item, age) in enumerate(rows):
+        kind = "purchase" if number % 2 else "dislike"
+        profile = Profile.unpack(packed)
+        update_profiles([profile], [[make(number, kind, item, age)]], SOURCE, config)
+        packed = profile.pack()
+        name = f"p{item}"
+        newest[name] = max(NOW_MS - age, newest.get(name, 0))
+    excluded = Profile.unpack(packed).excluded()
+    assert len(excluded) < 2 * limit
+    must = sorted(newest, key=lambda name: (newest[name], name.encode()))[-limit:]
+    assert set(must) <= set(excluded) <= set(newest)
+
+
+@pytest.mark.parametrize("kind", ["click", "scroll", "add_to_cart", "search"])
+def test_only_bought_and_disliked_are_excluded(kind: str) -> None:
+    assert moved([make(1, kind, 0, 0)]).excluded() == []
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 7))
+def test_the_log_holds_the_newest_k_whatever_the_order_of_arrival(ages: list[int], k: int) -> None:
+    config = ProfileConfig(interactions=k)
+    events = [make(n, "click", n % 6, age) for n, age in enumerate(ages)]
+    profile = moved(events, config=config)
+    held = profile.interactions()
+    assert len(held) < 2 * k
+    newest = sorted((one.ts for one in events), reverse=True)[:k]
+    assert sorted((ts for ts, _, _ in held), reverse=True)[:k] == newest
+
+
+def test_log_is_the_same_in_every_order_of_arrival() -> None:
+    config = ProfileConfig(interactions=3)
+    events = [make(n, "click", n, n * 1000) for n in range(6)]
+    logs = {tuple(moved(order, config=config).interactions()) for order in permutations(events)}
+    assert len(logs) == 1
+
+
+@settings(max_examples=50)
+@given(st.lists(histories, min_size=1, max_size=5), st.floats(0, 1))
+def test_query_vectors_blend_the_directions_at_length_1(
+    users: list[list[Event]], share: float
+) -> None:
+    config = ProfileConfig(fast_share=share)
+    profiles = [moved(events) for events in users]
+    found = query_vectors(profiles, config)
+    assert found.dtype == np.float32
+    for row, events in zip(found, users, strict=True):
+        sums, _ = naive_sums(events, SOURCE, CONFIG)
+        expected = naive_query_vector(sums, config)
+        fast, slow = (s / max(np.linalg.norm(s), 1e-300) for s in sums)
+        blended = np.linalg.norm(share * fast + (1 - share) * slow)
+        if min(*np.linalg.norm(sums, axis=1), blended) < 1e-2:
+            continue  # directions that nearly cancel have none that float32 could hold
+        assert np.linalg.norm(row.astype(np.float64)) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(row, expected, atol=1e-2)
+
+
+def test_query_vector_is_zero_where_the_profile_points_nowhere() -> None:
+    nothing = moved([event(product_id="unknown")])
+    cancelled = moved([event("a"), event("b"), event("c", "dislike")])
+    known = moved([event()])
+    found = query_vectors([nothing, cancelled, known], CONFIG)
+    assert not found[:2].any()
+    np.testing.assert_allclose(found[2], MATRIX[0], atol=1e-6)
+    assert query_vectors([], CONFIG).shape[0] == 0
+
+
+def test_a_sum_that_decayed_for_days_keeps_its_direction() -> None:
+    # The newest event moves nothing, so the fast sum has only what is 60 half-lives old.
+    config = ProfileConfig(weights={**CONFIG.weights, "scroll": 0.0}, fast_share=1.0)
+    old = make(1, "click", 0, 60 * 30 * MINUTE_MS)
+    profile = moved([old, make(2, "scroll", 1, 0)], config=config)
+    np.testing.assert_allclose(query_vectors([profile], config)[0], MATRIX[0], atol=1e-5)
+
+
+def test_many_small_steps_decay_as_one_large_step() -> None:
+    # 4,000 updates 20 ms apart: each decay of the slow sum is nearer to 1 than float32 can tell.
+    config = ProfileConfig(interactions=5, slow_half_life_s=86_400.0)
+    profile = Profile()
+    events = [make(n, "click", n % 6, (4000 - n) * 20) for n in range(4000)]
+    for one in events:
+        update_profiles([profile], [[one]], SOURCE, config)
+    expected, _ = naive_sums(events, SOURCE, config)
+    relative = np.linalg.norm(profile.sums - expected) / np.linalg.norm(expected)
+    assert relative < 1e-3
+
+
+@given(histories, st.integers(0, 2**62), st.integers(0, 2**62))
+def test_pack_and_unpack_are_inverse(events: list[Event], generation: int, touched: int) -> None:
+    profile = moved(events)
+    profile.generation_us, profile.touched_ms = generation, touched
+    packed = profile.pack()
+    again = Profile.unpack(packed)
+    assert again.pack() == packed
+    for name in ("space", "reference_ms", "generation_us", "touched_ms", "waiting"):
+        assert getattr(again, name) == getattr(profile, name)
+    assert again.sums.tolist() == profile.sums.tolist()
+    assert again.interactions() == profile.interactions()
+    assert again.excluded() == profile.excluded()
+
+
+def test_longest_ids_and_queries_survive_the_packed_form() -> None:
+    query = "漢" * 10_000
+    events = [
+        event("😀" * 128, "purchase", "😀" * 128),
+        event("b", "search", None, query=query),
+    ]
+    profile = Profile.unpack(moved(events, Vectors(SOURCE.products, space="😀" * 128)).pack())
+    assert profile.space == "😀" * 128
+    assert profile.excluded() == ["😀" * 128]
+    assert {item for _, _, item in profile.interactions()} == {"😀" * 128, query[:512]}
+
+
+def test_what_is_kept_of_a_query_is_all_that_the_encoder_reads() -> None:
+    profile = moved([event("b", "search", None, query="x" * 2000)])
+    assert len(profile.interactions()[0][2]) == MAX_CHARACTERS
+
+
+def test_new_user_is_empty() -> None:
+    profile = Profile.unpack(None)
+    assert (profile.space, profile.waiting, profile.interactions(), profile.excluded()) == (
+        "", 0, [], [],
+    )  # fmt: skip
+    assert Profile.unpack(profile.pack()).pack() == profile.pack()
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_profile_of_another_version_is_refused(version: int) -> None:
+    packed = bytearray(moved([event()]).pack())
+    packed[0] = version
+    with pytest.raises(ProfileVersionError, match=str(version)):
+        Profile.unpack(bytes(packed))
+
+
+def test_profile_cut_anywhere_is_refused() -> None:
+    packed = moved([event(), event("e2", "purchase", "é")]).pack()
+    for length in range(len(packed)):
+        with pytest.raises(ProfileVersionError):
+            Profile.unpack(packed[:length])
+    with pytest.raises(ProfileVersionError):
+        Profile.unpack(packed + b"\0")
+
+
+def test_golden_profile_is_read_and_written_again() -> None:
+    packed = (GOLDEN / "profile_v1.bin").read_bytes()
+    expected = json.loads((GOLDEN / "profile_v1.json").read_text())
+    profile = Profile.unpack(packed)
+    for name in ("space", "reference_ms", "generation_us", "touched_ms", "waiting"):
+        assert getattr(profile, name) == expected[name]
+    np.testing.assert_allclose(profile.sums, expected["sums"], rtol=1e-7)
+    assert [list(row) for row in profile.interactions()] == expected["interactions"]
+    assert profile.excluded() == expected["excluded"]
+    assert profile.pack() == packed
+    # A duplicate of an event that was applied before the savepoint.
+    again = event("0190-4", "purchase", "p3", NOW_MS)
+    assert update_profiles([profile], [[again]], Vectors({}, space="text3-v1"), CONFIG) == 1
+
+
+def test_golden_records_are_read() -> None:
+    expected = json.loads((GOLDEN / "pending_v1.json").read_text())
+    payload, origin = unpack_pending((GOLDEN / "pending_v1.bin").read_bytes())
+    assert payload.decode() == expected["payload"]
+    assert (origin.partition, origin.offset) == (expected["partition"], expected["offset"])
+
+    expected = json.loads((GOLDEN / "event_v1.json").read_text())
+    key = expected["user_id"].encode().decode("latin-1")
+    made = decode_event(key, (GOLDEN / "event_v1.bin").read_bytes(), NOW_MS)
+    assert {name: getattr(made, name) for name in expected} == expected
+
+    expected = json.loads((GOLDEN / "product_v1.json").read_text())
+    product, vector = decode_product("p3", (GOLDEN / "product_v1.bin").read_bytes())
+    np.testing.assert_allclose(vector, expected.pop("vector"), atol=1e-7)
+    assert {name: getattr(product, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fast_half_life_s": 0.0},
+        {"slow_half_life_s": -1.0},
+        {"fast_half_life_s": float("nan")},
+        {"fast_share": 1.1},
+        {"fast_share": float("nan")},
+        {"interactions": 0},
+        {"interactions": 30_001},
+        {"exclusions": 0},
+        {"weights": {"click": 1.0}},
+        {"weights": {**CONFIG.weights, "click": float("nan")}},
+        {"weights": {**CONFIG.weights, "click": float("inf")}},
+    ],
+)
+def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="half-lives|" + next(iter(wrong))):
+        ProfileConfig(**wrong)
