@@ -11,6 +11,7 @@ from pyflink.datastream.functions import ProcessFunction
 
 from connectors.cassandra_writer import Writer, WriteReport
 from connectors.dead_letters import to_row
+from udfs.memory import BatchReference, resolve
 from udfs.metrics import METRIC_GROUP, Gauge, WindowedQuantiles
 from udfs.schemas import DeadLetter, Reason, SaveBatch
 
@@ -49,15 +50,16 @@ class CassandraSink(ProcessFunction):
         self._refused = group.add_group("reason", Reason.REFUSED.value).counter("refused_events")
 
     def process_element(
-        self, value: SaveBatch | DeadLetter, _ctx: ProcessFunction.Context
+        self, value: SaveBatch | BatchReference | DeadLetter, _ctx: ProcessFunction.Context
     ) -> Iterator[Row]:
         """Save a batch or pass a dead letter on."""
         if isinstance(value, DeadLetter):
             yield to_row(value)
             return
-        self._writer.save(value)
-        self._event_times.extend([pending.event.ts for pending in value.events])
-        if value.last:
+        batch = resolve(value) if isinstance(value, BatchReference) else value
+        self._writer.save(batch)
+        self._event_times.extend([pending.event.ts for pending in batch.events])
+        if batch.last:
             yield from self._settle(self._writer.drain())
 
     def close(self) -> None:

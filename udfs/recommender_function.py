@@ -26,6 +26,7 @@ from pyflink.datastream.state import (
 )
 
 from udfs.catalogue import Catalogue
+from udfs.memory import BatchReference, TickCollector, by_reference
 from udfs.metrics import METRIC_GROUP, Gauge
 from udfs.profile import Profile
 from udfs.query_encoder import SPACE as ENCODER_SPACE
@@ -153,10 +154,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._catalogue_size = Gauge(group, "catalogue_size")
         self._catalogue_searchable = Gauge(group, "catalogue_searchable")
         self._tick_gauge = Gauge(group, "tick_ms")
+        self._collector = TickCollector()
 
     def process_element(
         self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
-    ) -> Iterator[SaveBatch | DeadLetter]:
+    ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
         """Accept or reject one event; an accepted one is durable in the state on return."""
         payload, partition, offset = value
         origin = Origin(partition, offset)
@@ -183,7 +185,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
     def on_timer(
         self, timestamp: int, ctx: KeyedBroadcastProcessFunction.OnTimerContext
-    ) -> Iterator[SaveBatch]:
+    ) -> Iterator[SaveBatch | BatchReference]:
         """Run the tick if this is its first timer, then store this user's moved profile."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
@@ -277,6 +279,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         del self._touched[key]
         if profile.waiting:
             self._schedule_retry(profile, ctx, now_ms)
+        if not self._touched:
+            self._collector.collect()
 
     def _schedule_retry(
         self, profile: Profile, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
@@ -289,7 +293,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         delay_ms = min(max(waited_ms, self._config.tick_ms, 100), self._config.waiting_retry_max_ms)
         ctx.timer_service().register_processing_time_timer(now_ms + delay_ms)
 
-    def _flush(self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[SaveBatch]:
+    def _flush(
+        self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
+    ) -> Iterator[SaveBatch | BatchReference]:
         """Move, look up and save all users touched since their last flush."""
         self._load_catalogue(ctx)
         started = time.monotonic()
@@ -302,7 +308,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             self._duplicates.inc(batch.duplicates)
             self._lookups.inc(len(batch.lists))
             self._batch_size.set(len(batch.lists))
-            yield batch
+            if self._config.execution_mode == THREAD_MODE:
+                with by_reference(batch) as reference:
+                    yield reference
+            else:
+                yield batch
         self._pending_count = 0
         spent_ms = round((time.monotonic() - started) * 1000)
         if self._config.tick_ms:

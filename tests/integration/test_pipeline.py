@@ -71,15 +71,21 @@ def test_events_are_saved_once_and_lists_are_exact_also_for_those_before_the_cat
     stack: Stack,
 ) -> None:
     with Pipeline.create(stack, "exact", *QUICK, list_length=LIST_LENGTH) as pipeline:
+        users = [f"u{number}" for number in range(60)]
         pipeline.send(random_events(users=60, count=1200))
+        pipeline.send([click(user, "last") for user in users])
         pipeline.submit(parallelism=2)
         pipeline.wait_saved()
         assert pipeline.lists() == {}
 
+        # Without another event. A list is of the catalogue as far as it had come, so one product
+        # that all have touched comes when the others are there.
         pipeline.publish(products())
+        pipeline.wait_products()
+        pipeline.publish({"last": clustered_vectors(1, seed=8)[0]})
         verdict = pipeline.wait_right(encode)
 
-        assert verdict.events == 1200
+        assert verdict.events == 1260
         assert verdict.vectors_compared == 60
         assert verdict.max_vector_error < VECTOR_TOLERANCE
         assert sum(stack.flink.metric(pipeline.job, "duplicates")) == 60
@@ -88,9 +94,9 @@ def test_events_are_saved_once_and_lists_are_exact_also_for_those_before_the_cat
 def test_bad_records_arrive_whole_among_the_dead_letters_and_good_ones_go_on(stack: Stack) -> None:
     with Pipeline.create(stack, "bad", *QUICK) as pipeline:
         pipeline.publish(products())
-        pipeline.send([click("before", "p1"), click("bad", "p1")])
         pipeline.submit(parallelism=2)
         pipeline.wait_products()
+        pipeline.send([click("before", "p1"), click("bad", "p1")])
 
         pipeline.poison(poisoned_products())
         pipeline.poison(poisoned_events())
@@ -239,15 +245,16 @@ def test_process_mode_gives_the_same(stack: Stack) -> None:
         pipeline.publish(products())
         pipeline.send(random_events(users=10, count=100, seed=3))
         pipeline.submit(settings={"python.execution-mode": "process"})
+        pipeline.wait_products()
+        pipeline.wait_saved()
 
-        pipeline.wait_right(encode, timeout=90)
-        # Users who came before the catalogue have theirs too; one more, as all is there now.
-        pipeline.send([click("u1", "p5")])
+        # Each list once more, as the whole catalogue is there now.
+        pipeline.send([click(f"u{number}", "p5") for number in range(10)])
         pipeline.poison({"garbage": poisoned_events()["garbage"]})
         verdict = pipeline.wait_right(encode)
         pipeline.wait_poison()
 
-        assert verdict.events == 101
+        assert verdict.events == 110
         assert verdict.vectors_compared == 10
 
 

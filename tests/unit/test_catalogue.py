@@ -1,0 +1,326 @@
+"""The catalogue: stock, spaces that never mix, and the durable copy that equals it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
+from udfs.catalogue import Catalogue, CatalogueVersionError
+from udfs.schemas import Product, Reason, RejectedError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DIMENSIONS = {"a": 4, "b": 6, "c": 3}
+VECTORS = {space: unit_vectors(12, length, seed=length) for space, length in DIMENSIONS.items()}
+
+
+class Durable:
+    """A catalogue and the broadcast state that its changes leave behind."""
+
+    def __init__(self, switch_share: float = 0.9) -> None:
+        self.share = switch_share
+        self.catalogue = Catalogue(switch_share=switch_share)
+        self.state: dict[str, bytes] = {}
+
+    def put(self, number: int, space: str = "a", *, in_stock: bool = True, vector: int = -1) -> None:
+        product = Product(f"p{number}", space, [], in_stock=in_stock)
+        chosen = VECTORS[space][vector if vector >= 0 else number]
+        self._store(self.catalogue.upsert(product, chosen))
+
+    def delete(self, number: int) -> None:
+        self._store(self.catalogue.delete(f"p{number}"))
+
+    def restored(self) -> Catalogue:
+        again = Catalogue(switch_share=self.share)
+        again.load(self.state.items())
+        return again
+
+    def _store(self, changes: list[tuple[str, bytes | None]]) -> None:
+        for key, entry in changes:
+            if entry is None:
+                self.state.pop(key, None)
+            else:
+                self.state[key] = entry
+
+
+def found(catalogue: Catalogue, k: int = 20, seed: int = 5) -> dict[str, float]:
+    """What a search of the active space finds, with the scores."""
+    if catalogue.space is None:
+        return {}
+    queries = unit_vectors(1, DIMENSIONS[catalogue.space], seed)
+    ids, scores = catalogue.search(queries, k)[0]
+    return {one: round(float(score), 5) for one, score in zip(ids, scores, strict=True)}
+
+
+def test_inserted_product_is_found_at_once() -> None:
+    durable = Durable()
+    durable.put(1)
+    durable.put(2)
+    assert set(found(durable.catalogue)) == {"p1", "p2"}
+    assert (len(durable.catalogue), durable.catalogue.searchable) == (2, 2)
+    assert (durable.catalogue.space, durable.catalogue.dimensions) == ("a", 4)
+
+
+def test_update_replaces_the_vector() -> None:
+    durable = Durable()
+    durable.put(1)
+    durable.put(1, vector=7)
+    vector = durable.catalogue.product_vector("p1")
+    assert vector is not None
+    np.testing.assert_array_equal(vector, VECTORS["a"][7])
+    ids, scores = durable.catalogue.search(VECTORS["a"][7:8], 5)[0]
+    assert ids == ["p1"]
+    assert scores[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_out_of_stock_is_not_found_but_still_moves_users() -> None:
+    durable = Durable()
+    durable.put(1)
+    durable.put(2)
+    durable.put(1, in_stock=False)
+    assert set(found(durable.catalogue)) == {"p2"}
+    assert (len(durable.catalogue), durable.catalogue.searchable) == (2, 1)
+    assert durable.catalogue.product_vector("p1") is not None
+    durable.put(1)
+    assert set(found(durable.catalogue)) == {"p1", "p2"}
+
+
+def test_only_product_out_of_stock_leaves_nothing_to_find() -> None:
+    durable = Durable()
+    durable.put(1, in_stock=False)
+    assert found(durable.catalogue) == {}
+    assert durable.catalogue.dimensions == 4
+
+
+def test_deleted_product_is_gone_and_deleting_again_is_no_error() -> None:
+    durable = Durable()
+    durable.put(1)
+    durable.put(2)
+    durable.delete(1)
+    durable.delete(1)
+    durable.delete(9)
+    assert set(found(durable.catalogue)) == {"p2"}
+    assert durable.catalogue.product_vector("p1") is None
+    assert set(durable.state) == {"a", "pp2"}
+
+
+@pytest.mark.parametrize("space", ["a", "b"])
+def test_vector_of_another_length_than_its_space_is_refused(space: str) -> None:
+    durable = Durable()
+    durable.put(0)
+    durable.put(1)
+    durable.put(2)
+    durable.put(1, "b")
+    before = found(durable.catalogue)
+    with pytest.raises(RejectedError) as caught:
+        durable.catalogue.upsert(Product("p9", space, []), unit_vectors(1, 5)[0])
+    assert caught.value.reason is Reason.WRONG_LENGTH
+    assert found(durable.catalogue) == before
+    assert len(durable.catalogue) == 3
+
+
+def test_required_length_holds_for_the_first_product_of_any_space() -> None:
+    catalogue = Catalogue(dimensions=4)
+    with pytest.raises(RejectedError, match="4"):
+        catalogue.upsert(Product("p1", "b", []), VECTORS["b"][0])
+    assert len(catalogue) == 0
+    assert catalogue.space is None
+    catalogue.upsert(Product("p1", "a", []), VECTORS["a"][0])
+    assert catalogue.searchable == 1
+
+
+def test_new_space_takes_over_in_one_step_and_never_mixes() -> None:
+    durable = Durable(switch_share=0.5)
+    for number in range(4):
+        durable.put(number)
+    durable.put(0, "b")
+    # Staged: still the old space, whole.
+    assert durable.catalogue.space == "a"
+    assert set(found(durable.catalogue)) == {"p0", "p1", "p2", "p3"}
+    durable.put(1, "b")
+    assert durable.catalogue.space == "b"
+    assert durable.catalogue.dimensions == 6
+    assert set(found(durable.catalogue)) == {"p0", "p1"}
+    assert durable.catalogue.product_vector("p2") is None
+    assert len(durable.catalogue) == 2
+    # The old space's products come again in the new one.
+    durable.put(2, "b")
+    assert set(found(durable.catalogue)) == {"p0", "p1", "p2"}
+
+
+def test_stock_published_with_the_new_space_holds_at_once() -> None:
+    durable = Durable(switch_share=1.0)
+    for number in range(3):
+        durable.put(number)
+    durable.put(0, "b", in_stock=False)
+    assert set(found(durable.catalogue)) == {"p1", "p2"}
+
+
+def test_deleting_what_the_new_space_lacks_can_complete_the_switch() -> None:
+    durable = Durable(switch_share=1.0)
+    durable.put(0)
+    durable.put(1)
+    durable.put(0, "b")
+    assert durable.catalogue.space == "a"
+    version = durable.catalogue.version
+    durable.delete(1)
+    assert durable.catalogue.space == "b"
+    assert set(found(durable.catalogue)) == {"p0"}
+    assert durable.catalogue.version > version
+    assert durable.restored().space == "b"
+
+
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "out", "delete"]),
+        st.integers(0, 7),
+        st.sampled_from(["a", "a", "b", "c"]),
+        st.integers(0, 11),
+    ),
+    max_size=40,
+)
+
+
+@given(changes, st.sampled_from([0.3, 0.9, 1.0]))
+def test_state_holds_the_catalogue_at_every_point(
+    rows: list[tuple[str, int, str, int]], share: float
+) -> None:
+    durable = Durable(share)
+    for kind, number, space, vector in rows:
+        if kind == "delete":
+            durable.delete(number)
+        else:
+            durable.put(number, space, in_stock=kind == "put", vector=vector)
+        live, again = durable.catalogue, durable.restored()
+        assert again.space == live.space
+        assert len(again) == len(live)
+        assert again.searchable == live.searchable
+        assert found(again) == found(live)
+        for one in range(8):
+            a, b = live.product_vector(f"p{one}"), again.product_vector(f"p{one}")
+            assert (a is None) == (b is None)
+            assert a is None or b is None or a.tobytes() == b.tobytes()
+
+
+@settings(max_examples=60)
+@given(changes)
+def test_restored_catalogue_goes_on_as_if_never_stopped(
+    rows: list[tuple[str, int, str, int]],
+) -> None:
+    straight, restarted = Durable(), Durable()
+    for kind, number, space, vector in rows:
+        for durable in (straight, restarted):
+            if kind == "delete":
+                durable.delete(number)
+            else:
+                durable.put(number, space, in_stock=kind == "put", vector=vector)
+        restarted.catalogue = restarted.restored()
+    assert restarted.state == straight.state
+    assert found(restarted.catalogue) == found(straight.catalogue)
+
+
+@given(changes)
+def test_search_is_over_one_space_and_what_is_in_stock(
+    rows: list[tuple[str, int, str, int]],
+) -> None:
+    durable = Durable()
+    last: dict[str, dict[str, FloatMatrix]] = {}
+    stock: dict[str, bool] = {}
+    for kind, number, space, vector in rows:
+        name = f"p{number}"
+        if kind == "delete":
+            durable.delete(number)
+            stock.pop(name, None)
+            for vectors in last.values():
+                vectors.pop(name, None)
+        else:
+            durable.put(number, space, in_stock=kind == "put", vector=vector)
+            stock[name] = kind == "put"
+            last.setdefault(space, {})[name] = VECTORS[space][vector]
+        active = durable.catalogue.space
+        if active is None:
+            continue
+        for dropped in last.keys() - {active}:
+            # What a switch left behind is forgotten, so that it cannot come back stale.
+            if all(durable.catalogue.space == active for _ in range(1)) and dropped not in (
+                _staged(durable)
+            ):
+                last[dropped] = {}
+        products = {n: v for n, v in last[active].items() if stock.get(n)}
+        query = unit_vectors(1, DIMENSIONS[active])
+        assert_same_list(durable.catalogue.search(query, 5)[0], products, query[0], 5)
+
+
+def _staged(durable: Durable) -> set[str]:
+    return set(durable.catalogue._vectors)
+
+
+def test_wrong_length_is_refused_also_after_a_restore_of_an_emptied_catalogue() -> None:
+    durable = Durable()
+    durable.put(1)
+    durable.delete(1)
+    again = durable.restored()
+    assert (again.space, again.dimensions) == (durable.catalogue.space, 4)
+
+
+def test_entry_of_another_version_is_refused() -> None:
+    durable = Durable()
+    durable.put(1)
+    entry = bytearray(durable.state["pp1"])
+    assert entry[1] == 1  # msgpack: the array's head, then the version
+    entry[1] = 2
+    with pytest.raises(CatalogueVersionError, match="2"):
+        Catalogue().load([("a", b"a"), ("pp1", bytes(entry))])
+
+
+def test_entry_cut_anywhere_is_refused() -> None:
+    durable = Durable()
+    durable.put(1)
+    entry = durable.state["pp1"]
+    for length in range(len(entry)):
+        with pytest.raises(CatalogueVersionError):
+            Catalogue().load([("pp1", entry[:length])])
+
+
+def test_golden_entries_are_read() -> None:
+    expected = json.loads((GOLDEN / "catalogue_v1.json").read_text())
+    lines = (GOLDEN / "catalogue_v1.bin").read_text().splitlines()
+    state = {bytes.fromhex(k).decode(): bytes.fromhex(v) for k, v in map(str.split, lines)}
+    catalogue = Catalogue(switch_share=1.0)
+    catalogue.load(state.items())
+    assert catalogue.space == expected["space"]
+    assert len(catalogue) == expected["products"]
+    for product_id, vector in expected["vectors"].items():
+        held = catalogue.product_vector(product_id)
+        assert held is not None
+        assert held.tolist() == vector
+    assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
+    # The staged vector of p1 counts: with p2 in the new space too, that becomes the active one.
+    catalogue.upsert(Product("p2 é", "text2-v2", []), unit_vectors(1, 2)[0])
+    assert catalogue.space == "text2-v2"
+
+
+def test_query_is_embedded_only_in_the_encoders_space() -> None:
+    vector = VECTORS["a"][0]
+    catalogue = Catalogue(encoder=lambda _: vector, encoder_space="a", switch_share=0.5)
+    assert catalogue.query_vector("usb") is None
+    catalogue.upsert(Product("p1", "a", []), vector)
+    assert catalogue.query_vector("usb") is vector
+    catalogue.upsert(Product("p1", "b", []), VECTORS["b"][0])
+    assert catalogue.space == "b"
+    assert catalogue.query_vector("usb") is None
+
+
+def test_empty_catalogue_finds_nothing_for_each_query() -> None:
+    assert [ids for ids, _ in Catalogue().search(unit_vectors(2, 4), 3)] == [[], []]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_share_without_a_meaning_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="switch_share"):
+        Catalogue(switch_share=share)

@@ -1,0 +1,148 @@
+"""The index against a full sort of all scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
+from udfs import index as index_module
+from udfs.index import ExactIndex
+
+DIMENSIONS = 5
+
+
+def filled(vectors: FloatMatrix) -> tuple[ExactIndex, dict[str, FloatMatrix]]:
+    products = {f"p{n}": vector for n, vector in enumerate(vectors)}
+    index = ExactIndex(vectors.shape[1])
+    for product_id, vector in products.items():
+        index.upsert(product_id, vector)
+    return index, products
+
+
+@given(
+    n=st.integers(1, 300),
+    k=st.integers(1, 40),
+    distinct=st.integers(1, 300),
+    seed=st.integers(0, 10_000),
+    data=st.data(),
+)
+def test_search_equals_a_full_sort(
+    n: int, k: int, distinct: int, seed: int, data: st.DataObject
+) -> None:
+    # Few distinct vectors make many equal scores.
+    index, products = filled(unit_vectors(n, DIMENSIONS, seed)[np.arange(n) % distinct])
+    queries = unit_vectors(3, DIMENSIONS, seed + 1)
+    ids = st.lists(st.sampled_from([*products, "unknown"]), max_size=n)
+    excluded = data.draw(st.none() | st.lists(ids, min_size=3, max_size=3))
+    found = index.search(queries, k, excluded)
+    assert len(found) == 3
+    for at, one in enumerate(found):
+        assert_same_list(one, products, queries[at], k, excluded[at] if excluded else ())
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "remove"]), st.integers(0, 25), st.integers(0, 5)),
+        max_size=120,
+    )
+)
+def test_every_change_holds_for_the_next_search(changes: list[tuple[str, int, int]]) -> None:
+    vectors = unit_vectors(6, DIMENSIONS)
+    index = ExactIndex(DIMENSIONS)
+    products: dict[str, FloatMatrix] = {}
+    query = unit_vectors(1, DIMENSIONS, seed=9)
+    for kind, number, vector in changes:
+        product_id = f"p{number}"
+        if kind == "put":
+            index.upsert(product_id, vectors[vector])
+            products[product_id] = vectors[vector]
+        else:
+            index.remove(product_id)
+            products.pop(product_id, None)
+        assert len(index) == len(products)
+        assert (product_id in index) == (kind == "put")
+        assert_same_list(index.search(query, 4)[0], products, query[0], 4)
+
+
+@pytest.mark.parametrize("n", [1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("k", [1, 20, 1000])
+def test_large_index_equals_a_full_sort(n: int, k: int) -> None:
+    index, products = filled(unit_vectors(n, 8, seed=n))
+    queries = unit_vectors(2, 8, seed=k)
+    best = index.search(queries[:1], k)[0][0]
+    # The best are excluded for the second query, so that whole blocks lose their maximum.
+    found = index.search(queries[[0, 0]], k, [[], best])
+    assert_same_list(found[0], products, queries[0], k)
+    assert_same_list(found[1], products, queries[0], k, best)
+
+
+def test_queries_of_several_chunks_each_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "MAX_CHUNK", 7)
+    index, products = filled(unit_vectors(200, DIMENSIONS))
+    queries = unit_vectors(25, DIMENSIONS, seed=3)
+    excluded = [[f"p{at}", f"p{at + 1}"] for at in range(25)]
+    for at, one in enumerate(index.search(queries, 5, excluded)):
+        assert_same_list(one, products, queries[at], 5, excluded[at])
+
+
+def test_scores_stay_within_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "SCORE_BYTES", 1)  # less than one query
+    index, products = filled(unit_vectors(50, DIMENSIONS))
+    queries = unit_vectors(3, DIMENSIONS, seed=3)
+    for query, one in zip(queries, index.search(queries, 5), strict=True):
+        assert_same_list(one, products, query, 5)
+
+
+@pytest.mark.parametrize(("n", "k", "out", "left"), [(3, 10, 0, 3), (10, 5, 7, 3), (4, 4, 4, 0)])
+def test_fewer_come_back_only_where_fewer_exist(n: int, k: int, out: int, left: int) -> None:
+    index, _ = filled(unit_vectors(n, DIMENSIONS))
+    ids, scores = index.search(unit_vectors(1, DIMENSIONS), k, [[f"p{at}" for at in range(out)]])[0]
+    assert len(ids) == len(scores) == left
+    assert np.isfinite(scores).all()
+
+
+def test_product_with_the_opposite_vector_is_still_found() -> None:
+    vector = unit_vectors(1, DIMENSIONS)
+    index, _ = filled(-vector)
+    assert index.search(vector, 3)[0][0] == ["p0"]
+
+
+def test_empty_index_finds_nothing() -> None:
+    index = ExactIndex(DIMENSIONS)
+    found = index.search(unit_vectors(2, DIMENSIONS), 3)
+    assert [ids for ids, _ in found] == [[], []]
+    index.upsert("p0", unit_vectors(1, DIMENSIONS)[0])
+    index.remove("p0")
+    assert index.search(unit_vectors(1, DIMENSIONS), 3)[0][0] == []
+    assert index.search(np.zeros((0, DIMENSIONS), dtype=np.float32), 3) == []
+
+
+@pytest.mark.parametrize("shape", [(DIMENSIONS,), (1, DIMENSIONS + 1), (1, 1, DIMENSIONS)])
+def test_queries_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    index, _ = filled(unit_vectors(3, DIMENSIONS))
+    with pytest.raises(ValueError, match="shape"):
+        index.search(np.ones(shape, dtype=np.float32), 3)
+
+
+@pytest.mark.parametrize("shape", [(DIMENSIONS + 1,), (1, DIMENSIONS), ()])
+def test_vector_of_a_wrong_shape_is_refused_and_changes_nothing(shape: tuple[int, ...]) -> None:
+    index, _ = filled(unit_vectors(3, DIMENSIONS))
+    with pytest.raises(ValueError, match="shape"):
+        index.upsert("new", np.ones(shape, dtype=np.float32))
+    assert len(index) == 3
+    assert "new" not in index
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_1_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match="k must be positive"):
+        filled(unit_vectors(3, DIMENSIONS))[0].search(unit_vectors(1, DIMENSIONS), k)
+
+
+def test_dimensions_below_1_are_refused() -> None:
+    with pytest.raises(ValueError, match="dimensions"):
+        ExactIndex(0)

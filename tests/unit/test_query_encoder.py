@@ -1,0 +1,65 @@
+"""The offline query encoder: shape, length, meaning, and what it does not know."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+
+from udfs.query_encoder import DIMENSIONS, MAX_CHARACTERS, encode_query, encode_texts
+
+
+def test_query_has_a_unit_vector_of_64() -> None:
+    vector = encode_query("wireless mouse")
+    assert vector is not None
+    assert vector.shape == (DIMENSIONS,) == (64,)
+    assert vector.dtype == np.float32
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_texts_of_the_same_meaning_are_near() -> None:
+    mouse, near, far = encode_texts(["wireless mouse", "bluetooth mouse", "garden hose"])
+    assert mouse @ near > mouse @ far + 0.2
+
+
+def test_a_query_is_encoded_as_a_title_is() -> None:
+    query = encode_query("usb hub")
+    np.testing.assert_allclose(query, encode_texts(["x y", "usb hub"])[1], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_empty_text_has_no_vector() -> None:
+    assert encode_query("") is None
+    assert not encode_texts([""]).any()
+    assert encode_texts([]).shape == (0, DIMENSIONS)
+
+
+@pytest.mark.parametrize("text", ["\x00", "   ", "漢字", "😀", "\ufffd", "a" * 10_000])
+def test_any_text_gives_a_unit_vector_or_none(text: str) -> None:
+    vector = encode_query(text)
+    assert vector is None or np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_text_is_cut_at_its_limit() -> None:
+    text = "mouse " * 200
+    np.testing.assert_array_equal(encode_texts([text]), encode_texts([text[:MAX_CHARACTERS]]))
+
+
+def test_shared_vector_cannot_be_written_to() -> None:
+    vector = encode_query("usb hub")
+    assert vector is not None
+    with pytest.raises(ValueError, match="read-only"):
+        vector[0] = 1
+
+
+def test_model_loads_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from udfs import query_encoder
+
+    def refuse(*_: object) -> None:
+        msg = "no network"
+        raise OSError(msg)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    query_encoder._model.cache_clear()
+    assert encode_texts(["usb hub"]).any()
