@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
 
 from pyflink.common import Row
 from pyflink.datastream import RuntimeContext
@@ -13,9 +17,30 @@ from connectors.cassandra_writer import Writer, WriteReport
 from connectors.dead_letters import to_row
 from udfs.memory import BatchReference, resolve
 from udfs.metrics import METRIC_GROUP, Gauge, WindowedQuantiles
-from udfs.schemas import DeadLetter, Reason, SaveBatch
+from udfs.schemas import DeadLetter, Reason, SaveBatch, split_record
+
+logger = logging.getLogger(__name__)
 
 WriterFactory = Callable[[], Writer]
+
+
+# Writers of this process by the native id of their task's thread.
+_writers: dict[int, Writer] = {}
+_THREADS: Final = Path("/proc/self/task")
+
+
+def close_orphans() -> None:
+    """Close the writers whose task's thread has ended.
+
+    In thread mode PyFlink 2.3 does not close the Python functions of a failed task, and the
+    TaskManager's process goes on: each restart would leave a session with its threads behind.
+    """
+    if not _THREADS.is_dir():  # not Linux: sessions of failed tasks stay until the process ends
+        return
+    for thread in list(_writers):
+        if thread == threading.get_native_id() or not (_THREADS / str(thread)).exists():
+            logger.info("closing the Cassandra session of a task that failed")
+            _writers.pop(thread).close()
 
 
 class CassandraSink(ProcessFunction):
@@ -32,7 +57,9 @@ class CassandraSink(ProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Connect, and register the metrics."""
+        close_orphans()
         self._writer = self._writer_factory()
+        _writers[threading.get_native_id()] = self._writer
         self._event_times: list[int] = []
         self._freshness = WindowedQuantiles()
         self._latency = WindowedQuantiles()
@@ -66,6 +93,7 @@ class CassandraSink(ProcessFunction):
         """Close the connection."""
         # Flink also closes what failed to open.
         if hasattr(self, "_writer"):
+            _writers.pop(threading.get_native_id(), None)
             self._writer.close()
 
     def _settle(self, report: WriteReport) -> Iterator[Row]:
@@ -80,13 +108,14 @@ class CassandraSink(ProcessFunction):
         self._refused.inc(len(report.refused))
         for refused in report.refused:
             pending = refused.pending
+            payload, origin = split_record(pending.record)
             yield to_row(
                 DeadLetter(
                     self._events_topic,
                     pending.event.user_id.encode().decode("latin-1"),
-                    pending.payload,
+                    payload,
                     Reason.REFUSED,
                     refused.detail,
-                    pending.origin,
+                    origin,
                 )
             )

@@ -18,7 +18,7 @@ class Endpoints:
     """What the topology reads from and writes to."""
 
     events: KeyedStream
-    """Row(value, partition, offset), keyed by user id."""
+    """Framed records (``udfs.schemas.frame_record``), keyed by user id."""
     catalogue: DataStream
     """Row(key, value or null, partition, offset)."""
     writer: WriterFactory

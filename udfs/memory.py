@@ -29,6 +29,7 @@ class TickCollector:
 
     def __init__(self) -> None:
         """Take over from the automatic collector, for this process."""
+        gc.unfreeze()  # a predecessor's: a restarted task finds the process as it left it
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -42,8 +42,7 @@ from udfs.schemas import (
     SaveBatch,
     decode_event,
     decode_product,
-    pack_pending,
-    unpack_pending,
+    split_record,
 )
 
 THREAD_MODE: Final = "thread"
@@ -102,7 +101,7 @@ def catalogue_descriptor() -> MapStateDescriptor:
 
 
 class RecommenderFunction(KeyedBroadcastProcessFunction):
-    """Takes Row(value, partition, offset) by user, broadcasts Row(key, value, partition, offset).
+    """Takes framed records by user (:func:`udfs.schemas.frame_record`), broadcasts Row(key, value, partition, offset).
 
     Emits :class:`SaveBatch` and :class:`DeadLetter`, both for the Cassandra sink chained behind.
     """
@@ -157,29 +156,28 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._collector = TickCollector()
 
     def process_element(
-        self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
+        self, value: bytes, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
     ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
-        """Accept or reject one event; an accepted one is durable in the state on return."""
-        payload, partition, offset = value
-        origin = Origin(partition, offset)
+        """Accept or reject one framed record; an accepted one is durable in the state on return."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
+        _, _, kind, payload = value.split(b" ", 3)
         try:
-            event = decode_event(key, payload, now_ms)
+            event = decode_event(key, None if kind == b"n" else payload, now_ms)
         except RejectedError as error:
-            yield self._dead_letter(self._config.events_topic, key, payload, error, origin)
+            yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
             return
         touched = self._touched.get(key)
         if touched is None:
             touched = self._touch(key, ctx, now_ms)
-        touched.events.append(PendingEvent(event, payload, origin))
+        touched.events.append(PendingEvent(event, value))
         touched.flushed = False
         self._pending_count += 1
         if self._config.tick_ms == 0:
             yield from self._flush(ctx)
             self._finish(key, touched, ctx, now_ms)
             return
-        self._pending.add(pack_pending(payload, origin))
+        self._pending.add(value)
         if self._pending_count >= self._config.max_pending:
             yield from self._flush(ctx)
 
@@ -218,7 +216,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             if self._reports_catalogue:
                 topic = self._config.catalogue_topic
                 origin = Origin(value[2], value[3])
-                yield self._dead_letter(topic, key, payload, error, origin)
+                yield self._dead_letter(topic, key, payload, origin, error)
             return
         state = ctx.get_broadcast_state(catalogue_descriptor())
         for state_key, entry in changes:
@@ -233,11 +231,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
     ) -> Touched:
         """Take the user of the current key into this tick, with what a restore left pending."""
         touched = Touched(key.encode("latin-1").decode(), self._profile.value())
-        for packed in self._pending.get():
-            payload, origin = unpack_pending(packed)
+        for record in self._pending.get():
             # It was accepted once; a clock that went back must not reject it now.
-            event = decode_event(key, payload, MAX_TIMESTAMP_MS)
-            touched.events.append(PendingEvent(event, payload, origin))
+            event = decode_event(key, split_record(record)[0], MAX_TIMESTAMP_MS)
+            touched.events.append(PendingEvent(event, record))
             self._pending_count += 1
         self._touched[key] = touched
         if self._config.tick_ms:
@@ -333,7 +330,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._catalogue_searchable.set(self._catalogue.searchable)
 
     def _dead_letter(
-        self, topic: str, key: str, payload: bytes | None, error: RejectedError, origin: Origin
+        self, topic: str, key: str, payload: bytes | None, origin: Origin, error: RejectedError
     ) -> DeadLetter:
         self._dead_letters[error.reason].inc()
         return DeadLetter(topic, key, payload, error.reason, error.detail, origin)

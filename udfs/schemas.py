@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Literal, NamedTuple
@@ -78,7 +77,6 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     in_stock: bool = True
 
 
-_ORIGIN: Final = struct.Struct("<iq")
 _event_decoder = msgspec.json.Decoder(Event)
 _product_decoder = msgspec.json.Decoder(Product)
 _encoder = msgspec.json.Encoder()
@@ -204,11 +202,11 @@ class Origin(NamedTuple):
 
 
 class PendingEvent(NamedTuple):
-    """An accepted event that is not saved yet, with the bytes it came as."""
+    """An accepted event that is not saved yet, with the record it came as."""
 
     event: Event
-    payload: bytes
-    origin: Origin
+    record: bytes
+    """The framed record, see :func:`frame_record`."""
 
 
 class SavedList(NamedTuple):
@@ -233,14 +231,24 @@ class SaveBatch:
     last: bool = True
 
 
-def pack_pending(payload: bytes, origin: Origin) -> bytes:
-    """Pack an unsaved event for the keyed state (v1: partition i32, offset i64, the wire bytes)."""
-    return _ORIGIN.pack(*origin) + payload
+def frame_record(payload: bytes | None, origin: Origin) -> bytes:
+    """Frame a record as the events source does in SQL: ``partition offset kind value``.
+
+    Kind is ``v``, or ``n`` for a record without a value. It is also the form, v1, in which an
+    event that is not saved yet stands in the keyed state.
+    """
+    kind = b"n" if payload is None else b"v"
+    return b"%d %d %b %b" % (origin.partition, origin.offset, kind, payload or b"")
 
 
-def unpack_pending(packed: bytes) -> tuple[bytes, Origin]:
-    """Undo :func:`pack_pending`."""
-    return packed[_ORIGIN.size :], Origin(*_ORIGIN.unpack_from(packed))
+def split_record(record: bytes) -> tuple[bytes | None, Origin]:
+    """Undo :func:`frame_record`.
+
+    Raises:
+        ValueError: It is not a framed record.
+    """
+    partition, offset, kind, payload = record.split(b" ", 3)
+    return (None if kind == b"n" else payload), Origin(int(partition), int(offset))
 
 
 class DeadLetter(NamedTuple):
