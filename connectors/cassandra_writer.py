@@ -7,6 +7,7 @@ the rest of a row: the columns are known and few. The driver sends them as they 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import struct
 import time
@@ -26,6 +27,11 @@ from cassandra import (
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionException
 from cassandra.policies import FallthroughRetryPolicy
+from cassandra.protocol import (
+    IsBootstrappingErrorMessage,
+    OverloadedErrorMessage,
+    ServerError,
+)
 from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
 from connectors.cassandra_schema import statement
@@ -54,6 +60,10 @@ _TRANSIENT: Final = (
     OperationTimedOut,
     RequestExecutionException,  # timeouts, unavailable, overloaded, bootstrapping, write failure
     ConnectionException,
+    # What the driver hands on as the server sent it.
+    IsBootstrappingErrorMessage,
+    OverloadedErrorMessage,
+    ServerError,
 )
 
 
@@ -165,6 +175,7 @@ class CassandraWriter:
         self._open_keys: dict[object, bytes] = {}
         self._flights: deque[_Flight] = deque()
         self._report = WriteReport()
+        self._acknowledged_at = -math.inf
         self._prefixes: dict[str, bytes] = {}
         # Retried here, where the wait holds back the stream, and not blindly inside the driver.
         self._retry_policy = FallthroughRetryPolicy()
@@ -259,17 +270,21 @@ class CassandraWriter:
                 self._isolate(flight.group, error)
                 return
             except _TRANSIENT as error:
-                attempt += 1
-                self._wait(attempt, error)
+                self._report.retries += 1
+                # After an outage all batches in flight have failed; once one has stood again, the
+                # others need not wait for the server once more.
+                if sent_at > self._acknowledged_at:
+                    attempt += 1
+                    self._wait(attempt, error)
                 sent_at = time.monotonic()
                 future = self._send(flight.group)
             else:
+                self._acknowledged_at = time.monotonic()
                 self._report.rows += len(flight.group.rows)
-                self._report.latencies_ms.append((time.monotonic() - sent_at) * 1000)
+                self._report.latencies_ms.append((self._acknowledged_at - sent_at) * 1000)
                 return
 
     def _wait(self, attempt: int, error: Exception) -> None:
-        self._report.retries += 1
         limit = min(
             self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt, 20)
         )

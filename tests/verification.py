@@ -23,8 +23,8 @@ Vector = NDArray[np.float64]
 Encoder = Callable[[str], Any]
 
 # The job sums and scores in float32; Cassandra keeps scores as float32.
-SCORE_TOLERANCE: Final = 1e-4
-VECTOR_TOLERANCE: Final = 1e-3
+SCORE_TOLERANCE: Final = 1e-5
+VECTOR_TOLERANCE: Final = 1e-4
 # A list needs so many more products than dimensions for the system to be well conditioned.
 _SURPLUS: Final = 16
 

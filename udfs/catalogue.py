@@ -90,13 +90,13 @@ class Catalogue:
 
     @property
     def space(self) -> str | None:
-        """Name of the active embedding space; None while there is no product."""
-        return self._active
+        """Name of the active embedding space; None while there is no product to learn it from."""
+        return self._active if self._active_vectors else None
 
     @property
     def dimensions(self) -> int:
         """Vector length of the active space; 0 while there is none."""
-        return self._index.dimensions if self._index is not None else 0
+        return len(next(iter(self._active_vectors.values()))) if self._active_vectors else 0
 
     def product_vector(self, product_id: str) -> FloatMatrix | None:
         """Unit vector (d,) of a product in the active space; None where there is none yet."""
@@ -104,7 +104,7 @@ class Catalogue:
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
-        if self._encoder is None or self._active is None or self._active != self._encoder_space:
+        if self._encoder is None or self.space is None or self.space != self._encoder_space:
             return None
         return self._encoder(query)
 
@@ -132,9 +132,7 @@ class Catalogue:
         product_id, space = product.product_id, product.space
         peers = self._vectors.get(space)
         expected = self._required_dimensions
-        if not expected and space == self._active:
-            expected = self.dimensions
-        elif not expected and peers:
+        if not expected and peers:
             expected = len(next(iter(peers.values())))
         if expected and len(vector) != expected:
             raise RejectedError(
@@ -222,7 +220,8 @@ class Catalogue:
         vector = self._active_vectors.get(product_id)
         if vector is None:
             return
-        if self._index is None:
+        if self._index is None or self._index.dimensions != len(vector):
+            # The first product of a space, or of one that was emptied and came back otherwise.
             self._index = ExactIndex(len(vector))
         if self._in_stock[product_id]:
             self._index.upsert(product_id, vector)

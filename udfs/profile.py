@@ -4,13 +4,16 @@ The decayed sum of weights w_i and unit vectors v_i at event times t_i, read at 
 
     S(T) = sum_i w_i · 2 ** (-(T - t_i) / h) · v_i        (h: half-life)
 
-It is kept at T = the newest event time seen. An event newer than T decays the sum first; an older
-one is added with its own decay, so any order of the same events gives the same sum (forward decay:
-Cormode, Shkapenyuk, Srivastava and Xu, "Forward Decay", ICDE 2009).
+It is kept by forward decay (Cormode, Shkapenyuk, Srivastava and Xu, "Forward Decay", ICDE 2009):
+relative to a fixed landmark L the terms are w_i · 2 ** ((t_i - L) / h) · v_i, which never change
+with T, so any order of the same events gives the same sum, and a hot user's many small steps do
+not each round it. The landmark moves by whole half-lives, which scales the sum by a power of two:
+exactly.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +30,8 @@ FloatMatrix = NDArray[np.float32]
 
 VERSION: Final = 1
 # version, space bytes, dimensions, interactions, waiting, exclusions, reference ts (ms),
-# generation (µs), last touch (ms), item bytes, exclusion bytes
-_HEADER: Final = struct.Struct("<BHHHHHqqqII")
+# fast and slow landmark (ms), generation (µs), last touch (ms), item bytes, exclusion bytes
+_HEADER: Final = struct.Struct("<BHHHHHqqqqqII")
 _TIMESTAMP: Final = struct.Struct("<q")
 _LENGTH: Final = struct.Struct("<H")
 _HASH_BYTES: Final = 8
@@ -42,6 +45,8 @@ _KIND_MASK: Final = 0x7F
 MAX_QUERY_CHARACTERS: Final = 512
 # The largest number of interactions that the header's counters hold, with the slack of the log.
 MAX_INTERACTIONS: Final = 30_000
+# A landmark moves when the newest event is so many half-lives ahead: far from float32's range.
+_REBASE_HALF_LIVES: Final = 16
 
 
 class ProfileVersionError(ValueError):
@@ -76,8 +81,8 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
-        if not (self.fast_half_life_s > 0 and self.slow_half_life_s > 0):
-            msg = "half-lives must be positive"
+        if not (0 < self.fast_half_life_s < math.inf and 0 < self.slow_half_life_s < math.inf):
+            msg = "half-lives must be positive and finite"
             raise ValueError(msg)
         if not 0 <= self.fast_share <= 1:
             msg = f"fast_share must be within 0 and 1, not {self.fast_share}"
@@ -89,6 +94,18 @@ class ProfileConfig:
         if set(self.weights) != set(EVENT_TYPES):
             msg = f"weights must name exactly {', '.join(EVENT_TYPES)}"
             raise ValueError(msg)
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                msg = f"the weight of {name} must be finite, not {weight}"
+                raise ValueError(msg)
+
+    @property
+    def half_lives_ms(self) -> tuple[int, int]:
+        """Half-lives of the fast and the slow sum, whole milliseconds."""
+        return (
+            max(1, round(1000 * self.fast_half_life_s)),
+            max(1, round(1000 * self.slow_half_life_s)),
+        )
 
 
 class VectorSource(Protocol):
@@ -127,6 +144,7 @@ class Profile:
         "_lengths",
         "_times",
         "generation_us",
+        "landmarks_ms",
         "reference_ms",
         "space",
         "sums",
@@ -138,8 +156,10 @@ class Profile:
         """Make the profile of a user who has done nothing yet."""
         self.space = ""
         self.sums: FloatMatrix = np.zeros((2, 0), dtype=np.float32)
-        """Fast and slow decayed sums, shape (2, d), at ``reference_ms``."""
+        """Fast and slow sums relative to their landmarks, shape (2, d)."""
+        self.landmarks_ms = (0, 0)
         self.reference_ms = 0
+        """Time of the newest event that moved the sums, epoch milliseconds."""
         self.generation_us = 0
         """Write timestamp of the newest saved list, epoch microseconds."""
         self.touched_ms = 0
@@ -176,11 +196,19 @@ class Profile:
             profile.waiting,
             x,
             profile.reference_ms,
+            fast_landmark_ms,
+            slow_landmark_ms,
             profile.generation_us,
             profile.touched_ms,
             item_bytes,
             exclusion_bytes,
         ) = _HEADER.unpack_from(packed)
+        size = _HEADER.size + space_bytes + 8 * dimensions + 19 * n + item_bytes
+        size += 10 * x + exclusion_bytes
+        if size != len(packed):
+            msg = f"profile of {len(packed)} bytes, its header says {size}"
+            raise ProfileVersionError(msg)
+        profile.landmarks_ms = (fast_landmark_ms, slow_landmark_ms)
         a = _HEADER.size
         b = a + space_bytes
         profile.space = packed[a:b].decode()
@@ -204,9 +232,6 @@ class Profile:
         profile._exclusion_lengths = packed[a:b]
         a, b = b, b + exclusion_bytes
         profile._exclusion_items = packed[a:b]
-        if b != len(packed):
-            msg = f"profile of {len(packed)} bytes, its header says {b}"
-            raise ProfileVersionError(msg)
         return profile
 
     def pack(self) -> bytes:
@@ -222,6 +247,7 @@ class Profile:
                     self.waiting,
                     len(self._exclusion_times) // 8,
                     self.reference_ms,
+                    *self.landmarks_ms,
                     self.generation_us,
                     self.touched_ms,
                     len(self._items),
@@ -242,7 +268,7 @@ class Profile:
 
     def can_advance(self, source: VectorSource) -> bool:
         """Tell whether an update without new events would move this profile."""
-        if source.space is not None and source.space != self.space:
+        if _is_foreign(self, source):
             return bool(self._kinds)
         return self.waiting > 0 and any(
             kind >= _WAITING and source.product_vector(item.decode()) is not None
@@ -367,7 +393,7 @@ def update_profiles(
     product_vector, query_vector = source.product_vector, source.query_vector
     limit = 2 * config.interactions
     for owner, (profile, news) in enumerate(zip(profiles, events, strict=True)):
-        if source.space is not None and profile.space != source.space:
+        if _is_foreign(profile, source):
             _rebuild(profile, source, config)
         if profile.waiting:
             _apply_waiting(owner, profile, source, weights, found)
@@ -380,7 +406,7 @@ def update_profiles(
             if kind == _SEARCH:
                 item = (event.query or "")[:MAX_QUERY_CHARACTERS]
                 vector = query_vector(item)
-                missing = False
+                missing = source.space is None
             else:
                 item = event.product_id or ""
                 vector = product_vector(item)
@@ -405,10 +431,18 @@ def update_profiles(
     return duplicates
 
 
+def _is_foreign(profile: Profile, source: VectorSource) -> bool:
+    """Tell whether the sums are of another space than the active one, if there is one."""
+    return source.space is not None and (
+        profile.space != source.space or profile.sums.shape[1] != source.dimensions
+    )
+
+
 def _rebuild(profile: Profile, source: VectorSource, config: ProfileConfig) -> None:
     """Forget the sums and mark the newest interactions as waiting for vectors of the new space."""
     profile.space = source.space or ""
     profile.sums = np.zeros((2, source.dimensions), dtype=np.float32)
+    profile.landmarks_ms = (0, 0)
     profile.reference_ms = 0
     if profile._kinds:
         profile._cut(config.interactions)
@@ -435,7 +469,7 @@ def _apply_waiting(
         vector = find(item.decode())
         if vector is not None:
             found.add(owner, time_ms, weights[kind], vector)
-        elif not is_search:
+        elif not is_search or source.space is None:
             continue  # a query without a vector in this space will not get one by waiting
         kinds[at] = kind
         profile.waiting -= 1
@@ -443,28 +477,42 @@ def _apply_waiting(
 
 
 def _add(profiles: Sequence[Profile], found: _Contributions, config: ProfileConfig) -> None:
-    """Decay the sums of the touched profiles to their new reference times and add what is new."""
+    """Move the landmarks of the touched profiles where that is due and add what is new."""
     owners = np.array(found.owners)
-    times = np.array(found.times_ms, dtype=np.float64)
+    times = np.array(found.times_ms, dtype=np.int64)
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     touched = [profiles[owner] for owner in owners[starts].tolist()]
-    old_reference = np.array([profile.reference_ms for profile in touched], dtype=np.float64)
-    new_reference = np.maximum(old_reference, np.maximum.reduceat(times, starts))
-    half_lives_ms = 1000 * np.array([config.fast_half_life_s, config.slow_half_life_s])
-    # (contributions, 2): the age of each at its owner's new reference time, in half-lives.
-    ages = np.repeat(new_reference, np.diff(np.r_[starts, len(owners)])) - times
-    factors = np.array(found.weights)[:, None] * np.exp2(-ages[:, None] / half_lives_ms)
+    newest = np.maximum.reduceat(times, starts)
+    half_lives = np.array(config.half_lives_ms, dtype=np.int64)
+    old_landmarks = np.array([profile.landmarks_ms for profile in touched], dtype=np.int64)
+    # Whole half-lives from the landmark to the newest event; (profiles, 2), fast and slow.
+    ahead = (newest[:, None] - old_landmarks) // half_lives
+    steps = np.where(ahead > _REBASE_HALF_LIVES, ahead, 0)
+    landmarks = old_landmarks + steps * half_lives
+    per_owner = np.diff(np.r_[starts, len(owners)])
+    exponents = (times[:, None] - np.repeat(landmarks, per_owner, axis=0)) / half_lives
+    factors = np.array(found.weights)[:, None] * np.exp2(exponents)
     vectors = np.array(found.vectors)
     added = np.add.reduceat(
         factors.astype(np.float32)[:, :, None] * vectors[:, None, :], starts, axis=0
     )
-    decay = np.exp2((old_reference - new_reference)[:, None] / half_lives_ms).astype(np.float32)
-    sums = np.array([profile.sums for profile in touched]) * decay[:, :, None] + added
-    for profile, total, reference in zip(
-        touched, sums, new_reference.astype(np.int64).tolist(), strict=True
+    old_sums = np.array([profile.sums for profile in touched])
+    scales = np.exp2(-np.minimum(steps, 1000)).astype(np.float32)
+    sums = old_sums * scales[:, :, None] + added
+    for profile, total, landmark, reference in zip(
+        touched, sums, landmarks.tolist(), newest.tolist(), strict=True
     ):
         profile.sums = total
-        profile.reference_ms = reference
+        profile.landmarks_ms = (landmark[0], landmark[1])
+        profile.reference_ms = max(profile.reference_ms, reference)
+
+
+def decayed_sums(profile: Profile, config: ProfileConfig, at_ms: int) -> NDArray[np.float64]:
+    """Read the fast and the slow sum S(T) at a time, epoch milliseconds: shape (2, d)."""
+    ages = at_ms - np.array(profile.landmarks_ms, dtype=np.int64)
+    scales = np.exp2(-ages / np.array(config.half_lives_ms))
+    read: NDArray[np.float64] = profile.sums.astype(np.float64) * scales[:, None]
+    return read
 
 
 def query_vectors(profiles: Sequence[Profile], config: ProfileConfig) -> FloatMatrix:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 from pyflink.common import Row, Time, Types
@@ -33,6 +34,7 @@ from udfs.query_encoder import SPACE as ENCODER_SPACE
 from udfs.query_encoder import encode_query
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
+    MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
     DeadLetter,
     Origin,
@@ -90,6 +92,12 @@ class RecommenderConfig:
             if getattr(self, name) < 1:
                 msg = f"{name} must be positive"
                 raise ValueError(msg)
+        if not 0 < self.space_switch_share <= 1:
+            msg = f"space_switch_share must be above 0 and at most 1, not {self.space_switch_share}"
+            raise ValueError(msg)
+        if not 0 <= self.dimensions <= MAX_DIMENSIONS:
+            msg = f"dimensions must be within 0 and {MAX_DIMENSIONS}, not {self.dimensions}"
+            raise ValueError(msg)
         if self.execution_mode not in (THREAD_MODE, PROCESS_MODE):
             msg = f"execution_mode must be thread or process, not {self.execution_mode}"
             raise ValueError(msg)
@@ -101,7 +109,9 @@ def catalogue_descriptor() -> MapStateDescriptor:
 
 
 class RecommenderFunction(KeyedBroadcastProcessFunction):
-    """Takes framed records by user (:func:`udfs.schemas.frame_record`), broadcasts Row(key, value, partition, offset).
+    """Takes framed records by user (:func:`udfs.schemas.frame_record`).
+
+    Broadcasts Row(key, value, partition, offset).
 
     Emits :class:`SaveBatch` and :class:`DeadLetter`, both for the Cassandra sink chained behind.
     """
@@ -119,7 +129,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             .set_update_type(StateTtlConfig.UpdateType.OnCreateAndWrite)
             .set_state_visibility(StateTtlConfig.StateVisibility.NeverReturnExpired)
             .cleanup_incrementally(10, False)
-            .cleanup_in_rocksdb_compact_filter(100_000)
+            # PyFlink hands the time on to nobody, and makes its own default by starting a JVM.
+            .cleanup_in_rocksdb_compact_filter(100_000, timedelta(days=30))
+            .disable_cleanup_in_background()
             .build()
         )
         profile = ValueStateDescriptor("profile", Types.PICKLED_BYTE_ARRAY())
@@ -238,7 +250,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             self._pending_count += 1
         self._touched[key] = touched
         if self._config.tick_ms:
-            if self._tick_end_ms <= now_ms:
+            # Not ahead of the clock, or so far that the clock must have gone back.
+            if not 0 < self._tick_end_ms - now_ms <= self._config.tick_max_ms:
                 self._tick_end_ms = (now_ms // self._stretched_ms + 1) * self._stretched_ms
             touched.due_ms = self._tick_end_ms
             ctx.timer_service().register_processing_time_timer(self._tick_end_ms)

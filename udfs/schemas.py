@@ -19,6 +19,8 @@ EventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dis
 EVENT_TYPES: Final = ("click", "search", "scroll", "purchase", "add_to_cart", "dislike")
 
 MAX_EVENT_BYTES: Final = 64 * 1024
+# Far above any embedding in use, and within the 16 bits of the packed profile.
+MAX_DIMENSIONS: Final = 8192
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
 # 9999-12-31, the last day that every reader of a CQL timestamp can show.
 MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
@@ -85,7 +87,9 @@ _encoder = msgspec.json.Encoder()
 def key_matches(key: str, identifier: str) -> bool:
     """Tell whether a record key, read byte for byte as ISO-8859-1, is ``identifier`` in UTF-8."""
     # Nearly every id is ASCII, where both readings are the same string.
-    return key == identifier or key.encode("latin-1") == identifier.encode()
+    if key.isascii():
+        return key == identifier
+    return key.encode("latin-1") == identifier.encode()
 
 
 def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
@@ -107,11 +111,11 @@ def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
         event = _event_decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedError(Reason.NOT_JSON, str(error)) from error
     if not key:
         raise RejectedError(Reason.MISSING_KEY, "the record key must be the user id")
-    if key != event.user_id and not key_matches(key, event.user_id):
+    if not key_matches(key, event.user_id):
         raise RejectedError(Reason.KEY_MISMATCH, "the record key differs from user_id")
     if event.type == "search":
         if event.query is None:
@@ -140,7 +144,7 @@ def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float3
         product = _product_decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedError(Reason.NOT_JSON, str(error)) from error
     if not key:
         raise RejectedError(Reason.MISSING_KEY, "the record key must be the product id")
@@ -167,6 +171,9 @@ def decode_vector(embedding: list[float] | str) -> NDArray[np.float32]:
         vector = np.frombuffer(raw, dtype="<f4").astype(np.float64)
     else:
         vector = np.asarray(embedding, dtype=np.float64)
+    if vector.size > MAX_DIMENSIONS:
+        detail = f"{vector.size} dimensions, at most {MAX_DIMENSIONS}"
+        raise RejectedError(Reason.INVALID_VECTOR, detail)
     if vector.size == 0:
         raise RejectedError(Reason.INVALID_VECTOR, "the embedding is empty")
     if not np.isfinite(vector).all():

@@ -23,7 +23,7 @@ from udfs.schemas import (
     encode_event,
     encode_product,
     encode_vector,
-    pack_pending,
+    frame_record,
 )
 
 FOLDER: Final = Path(__file__).parent
@@ -77,6 +77,7 @@ def _profile() -> tuple[bytes, dict[str, Any]]:
     return profile.pack(), {
         "space": profile.space,
         "sums": [[float(value) for value in row] for row in profile.sums],
+        "landmarks_ms": list(profile.landmarks_ms),
         "reference_ms": profile.reference_ms,
         "generation_us": profile.generation_us,
         "touched_ms": profile.touched_ms,
@@ -111,7 +112,7 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
 
 def _pending() -> tuple[bytes, dict[str, Any]]:
     payload = encode_event(EVENTS[3])
-    return pack_pending(payload, Origin(3, 2**40 + 1)), {
+    return frame_record(payload, Origin(3, 2**40 + 1)), {
         "payload": payload.decode(),
         "partition": 3,
         "offset": 2**40 + 1,

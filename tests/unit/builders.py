@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.profile import ProfileConfig
-from udfs.schemas import Event, EventType, Origin, PendingEvent, SavedList
+from udfs.schemas import Event, EventType, Origin, PendingEvent, SavedList, frame_record
 
 FloatMatrix = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -67,7 +67,7 @@ def wire_key(identifier: str) -> str:
 
 
 def pending(made: Event, payload: bytes = b"{}", offset: int = 0) -> PendingEvent:
-    return PendingEvent(made, payload, Origin(0, offset))
+    return PendingEvent(made, frame_record(payload, Origin(0, offset)))
 
 
 def saved_list(user_id: str = "u", products: Sequence[str] = ("p0",), **fields: Any) -> SavedList:
@@ -187,4 +187,4 @@ def assert_same_list(
     own = [float(products[one].astype(np.float64) @ query.astype(np.float64)) for one in ids]
     np.testing.assert_allclose(scores, own, atol=1e-5)
     np.testing.assert_allclose(scores, [score for score, _ in expected], atol=1e-5)
-    assert all(a >= b for a, b in zip(scores, scores[1:], strict=False))
+    assert (np.diff(scores) <= 0).all()

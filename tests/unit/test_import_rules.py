@@ -21,7 +21,7 @@ ALLOWED = {
     "api": {"api", "connectors", "udfs"},
 }
 OTHERS = {*ROOMS, "local", "benchmarks", "evaluation", "tests"}
-UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics"}
+UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.memory"}
 
 
 def sources() -> dict[str, Path]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.golden import make as golden
 from tests.unit.builders import (
     DAY_MS,
     MINUTE_MS,
@@ -22,26 +23,33 @@ from tests.unit.builders import (
     event,
     naive_query_vector,
     naive_sums,
+    unit,
     unit_vectors,
 )
 from udfs.profile import (
     Profile,
     ProfileConfig,
     ProfileVersionError,
+    decayed_sums,
     hash_event_id,
     query_vectors,
     update_profiles,
 )
 from udfs.query_encoder import MAX_CHARACTERS
-from udfs.schemas import EVENT_TYPES, Event, decode_event, decode_product, unpack_pending
+from udfs.schemas import (
+    EVENT_TYPES,
+    Event,
+    decode_event,
+    decode_product,
+    decode_vector,
+    split_record,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = 6
 CONFIG = ProfileConfig()
 MATRIX = unit_vectors(8, DIMENSIONS, seed=1)
-SOURCE = Vectors(
-    {f"p{n}": MATRIX[n] for n in range(6)}, {f"q{n}": MATRIX[6 + n] for n in range(2)}
-)
+SOURCE = Vectors({f"p{n}": MATRIX[n] for n in range(6)}, {f"q{n}": MATRIX[6 + n] for n in range(2)})
 EMPTY = Vectors({}, space=None)
 
 
@@ -62,9 +70,7 @@ histories = st.lists(drawn, min_size=1, max_size=40).map(
 )
 
 
-def moved(
-    events: Sequence[Event], source: Any = SOURCE, config: ProfileConfig = CONFIG
-) -> Profile:
+def moved(events: Sequence[Event], source: Any = SOURCE, config: ProfileConfig = CONFIG) -> Profile:
     profile = Profile()
     update_profiles([profile], [events], source, config)
     return profile
@@ -77,7 +83,8 @@ def assert_sums(
     scale = max(1.0, sum(abs(config.weights[one.type]) for one in events))
     assert profile.reference_ms == newest
     assert profile.sums.dtype == np.float32
-    np.testing.assert_allclose(profile.sums, expected, atol=SUM_TOLERANCE * scale)
+    read = decayed_sums(profile, config, newest)
+    np.testing.assert_allclose(read, expected, atol=SUM_TOLERANCE * scale)
 
 
 @given(histories)
@@ -177,9 +184,7 @@ def test_new_space_rebuilds_from_the_newest_interactions(
     new = Vectors(
         {f"p{n}": other[n] for n in range(6)}, {f"q{n}": other[6 + n] for n in range(2)}, "new"
     )
-    profile = Profile.unpack(
-        moved(data.draw(st.permutations(events)), SOURCE, config).pack()
-    )
+    profile = Profile.unpack(moved(data.draw(st.permutations(events)), SOURCE, config).pack())
     assert profile.can_advance(new)
     update_profiles([profile], [[]], new, config)
     # Events of the same time are told apart by their hash.
@@ -194,6 +199,48 @@ def test_space_that_comes_back_with_another_length_rebuilds() -> None:
     longer = Vectors({"p0": unit_vectors(1, 9)[0]})
     update_profiles([profile], [[event("e2")]], longer, CONFIG)
     assert profile.sums.shape == (2, 9)
+
+
+@pytest.mark.xfail(reason="bug: can_advance looks a search up among the products")
+def test_search_in_an_emptied_catalogue_moves_once_it_is_refilled() -> None:
+    first, search = make(1, "click", 0, 0), make(2, "search", 0, 0)
+    profile = moved([first])
+    update_profiles([profile], [[search]], EMPTY, CONFIG)
+    assert not profile.can_advance(EMPTY)
+    assert profile.can_advance(SOURCE)
+    update_profiles([profile], [[]], SOURCE, CONFIG)
+    assert profile.waiting == 0
+    assert_sums(profile, [first, search], SOURCE)
+
+
+@pytest.mark.parametrize("half_lives", [0.5, 15.9, 16, 17, 100, 5000])
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_sums_are_right_on_both_sides_of_a_moved_landmark(
+    half_lives: float, newest_first: bool
+) -> None:
+    gap_ms = round(half_lives * CONFIG.fast_half_life_s * 1000)
+    events = [make(1, "click", 0, gap_ms), make(2, "scroll", 1, 0), make(3, "dislike", 2, 1)]
+    profile = Profile()
+    for one in reversed(events) if newest_first else events:
+        update_profiles([profile], [[one]], SOURCE, CONFIG)
+        profile = Profile.unpack(profile.pack())
+    assert np.isfinite(profile.sums).all()
+    assert_sums(profile, events, SOURCE)
+    # Relative, too: the half-decayed must not drown in the tolerance.
+    expected, newest = naive_sums(events, SOURCE, CONFIG)
+    read = decayed_sums(profile, CONFIG, newest)
+    error = np.linalg.norm(read - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert (error < 1e-6).all()
+
+
+def test_landmarks_keep_the_sums_within_the_range_of_float32() -> None:
+    profile = Profile()
+    events = []
+    for n in range(400):  # every few half-lives of the fast sum, over most of a year
+        events.append(make(n, "click", n % 6, (400 - n) * 7 * 60 * MINUTE_MS))
+        update_profiles([profile], [events[-1:]], SOURCE, CONFIG)
+        assert np.abs(profile.sums).max() < 2.0**24
+    assert_sums(profile, events, SOURCE)
 
 
 def test_search_without_a_vector_in_the_new_space_does_not_wait() -> None:
@@ -290,16 +337,27 @@ def test_a_sum_that_decayed_for_days_keeps_its_direction() -> None:
     np.testing.assert_allclose(query_vectors([profile], config)[0], MATRIX[0], atol=1e-5)
 
 
-def test_many_small_steps_decay_as_one_large_step() -> None:
-    # 4,000 updates 20 ms apart: each decay of the slow sum is nearer to 1 than float32 can tell.
-    config = ProfileConfig(interactions=5, slow_half_life_s=86_400.0)
+def test_many_updates_stay_within_the_tolerance() -> None:
+    config = ProfileConfig(interactions=5)
     profile = Profile()
-    events = [make(n, "click", n % 6, (4000 - n) * 20) for n in range(4000)]
+    events = [make(n, "click", n % 6, (2000 - n) * 20) for n in range(2000)]
     for one in events:
         update_profiles([profile], [[one]], SOURCE, config)
-    expected, _ = naive_sums(events, SOURCE, config)
-    relative = np.linalg.norm(profile.sums - expected) / np.linalg.norm(expected)
-    assert relative < 1e-3
+    assert_sums(profile, events, SOURCE, config)
+
+
+@pytest.mark.parametrize("step_ms", [20, 1000])
+def test_many_small_steps_decay_as_one_large_step(step_ms: int) -> None:
+    config = ProfileConfig(interactions=5, weights={**CONFIG.weights, "scroll": 0.0})
+    profile = moved([event()], config=config)
+    steps = 3000
+    for n in range(1, steps + 1):
+        one = event(f"e{n}", "scroll", "p1", NOW_MS + n * step_ms)
+        update_profiles([profile], [[one]], SOURCE, config)
+    read = decayed_sums(profile, config, NOW_MS + steps * step_ms)[1]
+    lost = 1 - float(np.linalg.norm(read))
+    expected = 1 - 2 ** (-steps * step_ms / 1000 / config.slow_half_life_s)
+    assert lost == pytest.approx(expected, rel=0.02, abs=1e-7)
 
 
 @given(histories, st.integers(0, 2**62), st.integers(0, 2**62))
@@ -312,6 +370,7 @@ def test_pack_and_unpack_are_inverse(events: list[Event], generation: int, touch
     for name in ("space", "reference_ms", "generation_us", "touched_ms", "waiting"):
         assert getattr(again, name) == getattr(profile, name)
     assert again.sums.tolist() == profile.sums.tolist()
+    assert again.landmarks_ms == profile.landmarks_ms
     assert again.interactions() == profile.interactions()
     assert again.excluded() == profile.excluded()
 
@@ -365,6 +424,10 @@ def test_golden_profile_is_read_and_written_again() -> None:
     for name in ("space", "reference_ms", "generation_us", "touched_ms", "waiting"):
         assert getattr(profile, name) == expected[name]
     np.testing.assert_allclose(profile.sums, expected["sums"], rtol=1e-7)
+    assert list(profile.landmarks_ms) == expected["landmarks_ms"]
+    known = {n: decode_vector(v) for n, v in golden.PRODUCTS.items()}
+    queries = {one.query or "": unit(golden.QUERY) for one in golden.EVENTS}
+    assert_sums(profile, golden.EVENTS, Vectors(known, queries))
     assert [list(row) for row in profile.interactions()] == expected["interactions"]
     assert profile.excluded() == expected["excluded"]
     assert profile.pack() == packed
@@ -375,7 +438,8 @@ def test_golden_profile_is_read_and_written_again() -> None:
 
 def test_golden_records_are_read() -> None:
     expected = json.loads((GOLDEN / "pending_v1.json").read_text())
-    payload, origin = unpack_pending((GOLDEN / "pending_v1.bin").read_bytes())
+    payload, origin = split_record((GOLDEN / "pending_v1.bin").read_bytes())
+    assert payload is not None
     assert payload.decode() == expected["payload"]
     assert (origin.partition, origin.offset) == (expected["partition"], expected["offset"])
 
@@ -407,5 +471,5 @@ def test_golden_records_are_read() -> None:
     ],
 )
 def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="half-lives|" + next(iter(wrong))):
+    with pytest.raises(ValueError, match="half-lives|weight|" + next(iter(wrong))):
         ProfileConfig(**wrong)

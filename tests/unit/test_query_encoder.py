@@ -25,6 +25,7 @@ def test_texts_of_the_same_meaning_are_near() -> None:
 
 def test_a_query_is_encoded_as_a_title_is() -> None:
     query = encode_query("usb hub")
+    assert query is not None
     np.testing.assert_allclose(query, encode_texts(["x y", "usb hub"])[1], atol=1e-6)
 
 

@@ -29,8 +29,8 @@ from udfs.schemas import (
     encode_event,
     encode_product,
     encode_vector,
-    pack_pending,
-    unpack_pending,
+    frame_record,
+    split_record,
 )
 
 # JSON text cannot carry a lone surrogate, everything else can stand in an id.
@@ -277,7 +277,9 @@ def test_vector_that_is_not_finite_is_rejected(bad: float, as_text: bool) -> Non
     assert caught.value.reason is Reason.INVALID_VECTOR
 
 
-@pytest.mark.parametrize("text", ["!!!!", "AAAA", "AAAAAA", "AAAAAA==\n", " AAAAAA==", "é", "=", "A"])
+@pytest.mark.parametrize(
+    "text", ["!!!!", "AAAA", "AAAAAA", "AAAAAA==\n", " AAAAAA==", "é", "=", "A"]
+)
 def test_text_that_is_no_base64_of_floats_is_rejected(text: str) -> None:
     with pytest.raises(RejectedError) as caught:
         decode_vector(text)
@@ -319,10 +321,22 @@ def test_base64_and_numbers_are_the_same_vector(numbers: list[float]) -> None:
         assert encode_vector(np.array(numbers, dtype=np.float32)) == text
 
 
-@given(st.binary(max_size=200), st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1))
-def test_pending_event_survives_the_state(payload: bytes, partition: int, offset: int) -> None:
+@given(
+    st.none() | st.binary(max_size=200),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2**63 - 1),
+)
+def test_framed_record_gives_back_value_and_origin(
+    payload: bytes | None, partition: int, offset: int
+) -> None:
     origin = Origin(partition, offset)
-    assert unpack_pending(pack_pending(payload, origin)) == (payload, origin)
+    assert split_record(frame_record(payload, origin)) == (payload, origin)
+
+
+@pytest.mark.parametrize("cut", [b"", b"1", b"1 2", b"1 2 v", b"a 2 v {}", b"1 b v {}"])
+def test_what_is_no_framed_record_is_refused(cut: bytes) -> None:
+    with pytest.raises(ValueError, match=r"unpack|invalid literal"):
+        split_record(cut)
 
 
 def test_reasons_are_stable_codes() -> None:

@@ -1,0 +1,158 @@
+"""The sink operator: saves, drains at the end of a tick, passes on what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from connectors.cassandra_sink import CassandraSink
+from connectors.cassandra_writer import RefusedEvent, WriteReport
+from tests.unit.builders import event, event_json, pending
+from udfs.memory import by_reference
+from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, n: int = 1) -> None:
+        self.value += n
+
+
+class Metrics:
+    """Runtime context and metric group in one."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, Counter] = {}
+
+    def get_metrics_group(self) -> Metrics:
+        return self
+
+    def add_group(self, *_: str) -> Metrics:
+        return self
+
+    def counter(self, name: str) -> Counter:
+        return self.counters.setdefault(name, Counter())
+
+
+class RecordingWriter:
+    def __init__(self) -> None:
+        self.calls: list[SaveBatch | str] = []
+        self.report = WriteReport()
+
+    def save(self, batch: SaveBatch) -> None:
+        self.calls.append(batch)
+
+    def drain(self) -> WriteReport:
+        self.calls.append("drain")
+        report, self.report = self.report, WriteReport()
+        return report
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+@pytest.fixture
+def writer() -> RecordingWriter:
+    return RecordingWriter()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def sink(writer: RecordingWriter, metrics: Metrics) -> CassandraSink:
+    made = CassandraSink(lambda: writer, "clicks")
+    made.open(metrics)
+    return made
+
+
+def process(sink: CassandraSink, value: Any) -> list[Any]:
+    return list(sink.process_element(value, None))
+
+
+def test_only_the_last_batch_of_a_tick_is_waited_for(
+    sink: CassandraSink, writer: RecordingWriter
+) -> None:
+    first, second = SaveBatch(last=False), SaveBatch()
+    assert process(sink, first) == []
+    assert writer.calls == [first]
+    assert process(sink, second) == []
+    assert writer.calls == [first, second, "drain"]
+
+
+def test_batch_by_reference_is_saved(sink: CassandraSink, writer: RecordingWriter) -> None:
+    batch = SaveBatch(events=[pending(event())])
+    with by_reference(batch) as reference:
+        process(sink, reference)
+    assert writer.calls[0] is batch
+
+
+@pytest.mark.parametrize("payload", [b"\xff{", b"", None])
+def test_dead_letter_passes_whole_with_its_headers(
+    sink: CassandraSink, writer: RecordingWriter, payload: bytes | None
+) -> None:
+    letter = DeadLetter("events", "\xff\xe9", payload, Reason.NOT_JSON, "d" * 5000, Origin(3, 9))
+    (row,) = process(sink, letter)
+    assert (row[0], row[1]) == (b"\xff\xe9", payload)
+    headers = {name: value.decode() for name, value in row[2].items()}
+    assert headers.pop("failed_at").isdigit()
+    assert headers == {
+        "reason": "not_json", "detail": "d" * 1000, "topic": "events", "partition": "3",
+        "offset": "9",
+    }  # fmt: skip
+    assert writer.calls == []
+
+
+def test_refused_event_becomes_a_dead_letter_as_it_came(
+    sink: CassandraSink, writer: RecordingWriter, metrics: Metrics
+) -> None:
+    payload = event_json(user_id="ü漢")
+    made = pending(event(user_id="ü漢"), payload, offset=42)
+    writer.report = WriteReport(refused=[RefusedEvent(made, "key too long")], retries=2, rows=5)
+    (row,) = process(sink, SaveBatch(events=[made]))
+    assert (row[0], row[1]) == ("ü漢".encode(), payload)
+    assert row[2]["reason"] == b"refused_by_cassandra"
+    assert row[2]["detail"] == b"key too long"
+    assert (row[2]["topic"], row[2]["partition"], row[2]["offset"]) == (b"clicks", b"0", b"42")
+    counts = {name: counter.value for name, counter in metrics.counters.items()}
+    assert (counts["write_retries"], counts["rows_written"]) == (2, 5)
+    assert counts["refused_events"] == 1
+    assert process(sink, SaveBatch()) == []
+
+
+def test_freshness_is_from_event_time_to_acknowledgement(
+    sink: CassandraSink, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.cassandra_sink.time.time_ns", lambda: 10_000 * 1_000_000)
+    # Of an unfinished tick, then of its last batch.
+    process(sink, SaveBatch(events=[pending(event(ts=9_000))], last=False))
+    assert metrics.counters["freshness_p50_ms"].value == 0
+    process(sink, SaveBatch(events=[pending(event(ts=9_600))] * 2))
+    assert metrics.counters["freshness_p50_ms"].value == 400
+    assert metrics.counters["freshness_p99_ms"].value == pytest.approx(988)
+
+
+def test_failure_of_the_writer_fails_the_operator(
+    sink: CassandraSink, writer: RecordingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> WriteReport:
+        msg = "refused a list"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(writer, "drain", fail)
+    with pytest.raises(RuntimeError, match="refused a list"):
+        process(sink, SaveBatch())
+
+
+def test_close_closes_the_writer_and_survives_a_failed_open(
+    sink: CassandraSink, writer: RecordingWriter
+) -> None:
+    sink.close()
+    assert writer.calls == ["close"]
+    CassandraSink(lambda: writer, "events").close()
+    assert writer.calls == ["close"]

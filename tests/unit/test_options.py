@@ -1,0 +1,186 @@
+"""The job's command line: each option changes its own field, a bad value is named."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from job.options import JobOptions, OptionError, parse, parser
+
+P = "recommender.recommend.profile."
+CASES = [
+    ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
+    ("kafka-group", "g", "kafka.group_id", "g"),
+    ("kafka-property", "sasl.jaas.config=a=b", "kafka.properties", {"sasl.jaas.config": "a=b"}),
+    ("events-topic", "t", "events_topic", "t"),
+    ("catalogue-topic", "t", "catalogue_topic", "t"),
+    ("dead-letters-topic", "t", "dead_letters_topic", "t"),
+    ("cassandra-hosts", "a, b,", "cassandra.hosts", ("a", "b")),
+    ("cassandra-port", "9043", "cassandra.port", 9043),
+    ("cassandra-keyspace", "k", "cassandra.keyspace", "k"),
+    ("cassandra-local-dc", "dc1", "cassandra.local_dc", "dc1"),
+    ("cassandra-ssl-ca-file", "/ca", "cassandra.ssl_ca_file", "/ca"),
+    ("cassandra-consistency", "QUORUM", "cassandra.write_consistency", "QUORUM"),
+    ("write-batch-bytes", "1", "writer.batch_bytes", 1),
+    ("write-batch-rows", "2", "writer.batch_rows", 2),
+    ("write-in-flight", "3", "writer.in_flight", 3),
+    ("write-backoff-max-s", "4.5", "writer.backoff_max_s", 4.5),
+    ("list-length", "50", "recommender.recommend.list_length", 50),
+    ("tick-ms", "0", "recommender.tick_ms", 0),
+    ("tick-max-ms", "5000", "recommender.tick_max_ms", 5000),
+    ("max-pending", "7", "recommender.max_pending", 7),
+    ("fast-half-life-s", "60", P + "fast_half_life_s", 60.0),
+    ("slow-half-life-s", "61", P + "slow_half_life_s", 61.0),
+    ("fast-share", "0.25", P + "fast_share", 0.25),
+    ("interactions", "10", P + "interactions", 10),
+    ("exclusions", "11", P + "exclusions", 11),
+    ("profile-ttl-days", "1", "recommender.profile_ttl_days", 1),
+    ("waiting-retry-max-ms", "9", "recommender.waiting_retry_max_ms", 9),
+    ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),
+    ("dimensions", "64", "recommender.dimensions", 64),
+    ("execution-mode", "process", "recommender.execution_mode", "process"),
+]
+# Options of several, or tested below.
+OTHERS = {"weight", "cassandra-username", "cassandra-password-env", "help"}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not is_dataclass(value):
+        return {prefix[:-1]: value}
+    found: dict[str, Any] = {}
+    for item in fields(value):
+        found |= flat(getattr(value, item.name), f"{prefix}{item.name}.")
+    return found
+
+
+def changed(options: JobOptions) -> dict[str, Any]:
+    defaults = flat(JobOptions())
+    return {name: value for name, value in flat(options).items() if value != defaults[name]}
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert parse([]) == JobOptions()
+
+
+@pytest.mark.parametrize(("option", "text", "name", "value"), CASES)
+def test_option_changes_exactly_its_field(option: str, text: str, name: str, value: Any) -> None:
+    mirrored = {
+        "events_topic": "recommender.events_topic",
+        "catalogue_topic": "recommender.catalogue_topic",
+    }
+    expected = {name: value}
+    if name in mirrored:
+        expected[mirrored[name]] = value
+    assert changed(parse([f"--{option}", text])) == expected
+
+
+def test_every_option_is_tested() -> None:
+    known = {name for action in parser()._actions for name in action.option_strings}
+    assert {name.removeprefix("--") for name in known} - {"-h"} == {c[0] for c in CASES} | OTHERS
+
+
+def test_weight_changes_only_its_type() -> None:
+    options = parse(["--weight", "click=0.5", "--weight", "dislike=-9"])
+    defaults = JobOptions().recommender.recommend.profile.weights
+    expected = {**defaults, "click": 0.5, "dislike": -9.0}
+    assert changed(options) == {P + "weights": expected}
+
+
+def test_properties_add_up() -> None:
+    options = parse(["--kafka-property", "a=1", "--kafka-property", "b=2"])
+    assert options.kafka.properties == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tick-ms", "x"], "--tick-ms"),
+        (["--tick-ms", "1.5"], "--tick-ms"),
+        (["--cassandra-port", "x"], "--cassandra-port"),
+        (["--kafka-property", "novalue"], "--kafka-property"),
+        (["--kafka-property", "=x"], "--kafka-property"),
+        (["--weight", "view=1"], "view"),
+        (["--weight", "click=much"], "--weight"),
+        (["--execution-mode", "loopback"], "--execution-mode"),
+        (["--unknown", "1"], "--unknown"),
+        (["--tick", "1"], "--tick"),  # flink run must not guess either
+        (["--list-length"], "--list-length"),
+    ],
+)
+def test_malformed_option_is_named(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("tick-ms", "-1"),
+        ("tick-ms", "20000"),
+        ("max-pending", "0"),
+        ("list-length", "0"),
+        ("list-length", "1001"),
+        ("fast-half-life-s", "0"),
+        ("slow-half-life-s", "nan"),
+        ("fast-share", "1.01"),
+        ("interactions", "0"),
+        ("exclusions", "30001"),
+        ("profile-ttl-days", "0"),
+        ("waiting-retry-max-ms", "0"),
+        ("write-batch-bytes", "0"),
+        ("write-batch-rows", "-1"),
+        ("write-in-flight", "0"),
+        ("write-backoff-max-s", "0"),
+        ("cassandra-port", "0"),
+        ("cassandra-hosts", ""),
+        ("cassandra-keyspace", "no space"),
+        ("cassandra-consistency", "MOST"),
+        ("space-switch-share", "0"),
+        ("space-switch-share", "1.5"),
+        ("dimensions", "-1"),
+        ("weight", "click=nan"),
+        ("weight", "click=-inf"),
+        ("slow-half-life-s", "inf"),
+    ],
+)
+def test_value_out_of_range_is_named(option: str, text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse([f"--{option}={text}"])
+    words = option.removeprefix("write-").removeprefix("cassandra-").split("-")
+    named = "half-lives" if "half" in words else words[0]
+    assert named in str(caught.value)
+
+
+def test_password_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECOMMENDER_CASSANDRA_PASSWORD", "hunter2")
+    options = parse(["--cassandra-username", "job"])
+    assert (options.cassandra.username, options.cassandra.password) == ("job", "hunter2")
+    assert "hunter2" not in repr(options)
+    assert "hunter2" not in str(options)
+    # Without a user it is not taken: the driver would refuse the one without the other.
+    assert parse([]).cassandra.password is None
+
+
+def test_variable_of_the_password_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER", "s3cret")
+    monkeypatch.delenv("RECOMMENDER_CASSANDRA_PASSWORD", raising=False)
+    arguments = ["--cassandra-username", "job", "--cassandra-password-env", "OTHER"]
+    assert parse(arguments).cassandra.password == "s3cret"
+    with pytest.raises(OptionError, match="RECOMMENDER_CASSANDRA_PASSWORD"):
+        parse(arguments[:2])
+
+
+def test_no_option_takes_a_password() -> None:
+    known = {name for action in parser()._actions for name in action.option_strings}
+    assert [name for name in known if "password" in name] == ["--cassandra-password-env"]
+
+
+def test_secrets_of_kafka_are_not_shown() -> None:
+    options = parse(["--kafka-property", "sasl.jaas.config=password='hunter2'"])
+    assert "hunter2" not in repr(options)

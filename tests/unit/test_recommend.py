@@ -1,0 +1,183 @@
+"""One tick over plain values: moves, lookups, batches, generations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.builders import (
+    NOW_MS,
+    Vectors,
+    assert_same_list,
+    event,
+    naive_query_vector,
+    naive_sums,
+    pending,
+    unit_vectors,
+)
+from udfs import recommend as recommend_module
+from udfs.catalogue import Catalogue
+from udfs.profile import ProfileConfig, decayed_sums
+from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.schemas import Event, EventType, Product, SaveBatch
+
+NOW_US = NOW_MS * 1000
+MATRIX = unit_vectors(40, 8)
+PRODUCTS = {f"p{n}": vector for n, vector in enumerate(MATRIX)}
+CONFIG = RecommendConfig(list_length=5)
+
+
+def catalogue(*, out_of_stock: tuple[str, ...] = ()) -> Catalogue:
+    made = Catalogue()
+    for name, vector in PRODUCTS.items():
+        made.upsert(Product(name, "s", [], in_stock=name not in out_of_stock), vector)
+    return made
+
+
+def user(name: str, *events: Event, packed: bytes | None = None) -> Touched:
+    return Touched(name, packed, [pending(one) for one in events])
+
+
+def run(
+    users: list[Touched],
+    products: Catalogue,
+    now_us: int = NOW_US,
+    config: RecommendConfig = CONFIG,
+) -> list[SaveBatch]:
+    return list(recommend(users, products, config, now_us))
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["click", "scroll", "purchase", "add_to_cart"]),
+                st.integers(0, 39),
+                st.integers(0, 3_600_000),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_lists_equal_an_independent_exact_lookup(
+    histories: list[list[tuple[EventType, int, int]]],
+) -> None:
+    out = ("p3", "p4")
+    made = [
+        [event(f"e{at}", kind, f"p{item}", NOW_MS - age) for at, (kind, item, age) in enumerate(h)]
+        for h in histories
+    ]
+    users = [user(f"u{at}", *events) for at, events in enumerate(made)]
+    (batch,) = run(users, catalogue(out_of_stock=out))
+    assert [one.user_id for one in batch.lists] == [one.user_id for one in users]
+    in_stock = {name: vector for name, vector in PRODUCTS.items() if name not in out}
+    for saved, events in zip(batch.lists, made, strict=True):
+        sums, newest = naive_sums(events, Vectors(PRODUCTS), ProfileConfig())
+        query = naive_query_vector(sums, ProfileConfig()).astype(np.float32)
+        bought = [e.product_id or "" for e in events if e.type == "purchase"]
+        assert_same_list((saved.product_ids, saved.scores), in_stock, query, 5, bought)
+        assert (saved.event_ms, saved.space) == (newest, "s")
+
+
+@pytest.mark.parametrize("kind", ["purchase", "dislike"])
+def test_bought_and_disliked_are_never_listed(kind: EventType) -> None:
+    config = RecommendConfig(list_length=1000)
+    (batch,) = run([user("u", event("a"), event("b", kind, "p7"))], catalogue(), config=config)
+    assert set(batch.lists[0].product_ids) == PRODUCTS.keys() - {"p7"}
+
+
+def test_user_who_points_nowhere_gets_no_list_but_is_saved() -> None:
+    users = [user("a", event(product_id="unknown")), user("b", event())]
+    (batch,) = run(users, catalogue())
+    assert [one.user_id for one in batch.lists] == ["b"]
+    assert len(batch.events) == 2
+    assert batch.updates == 2
+    assert all(one.profile is not None and one.flushed and not one.events for one in users)
+
+
+def test_empty_catalogue_gives_no_lists_but_saves_the_events() -> None:
+    (batch,) = run([user("a", event()), user("b", event())], Catalogue())
+    assert batch.lists == []
+    assert len(batch.events) == 2
+    assert batch.last
+
+
+def test_nothing_in_stock_gives_an_empty_list() -> None:
+    (batch,) = run([user("u", event())], catalogue(out_of_stock=tuple(PRODUCTS)))
+    assert batch.lists[0].product_ids == []
+
+
+@given(st.lists(st.integers(0, 2 * NOW_US), min_size=2, max_size=12))
+def test_generation_never_goes_back_whatever_the_clock(clock: list[int]) -> None:
+    products, packed, last = catalogue(), None, -1
+    for at, now_us in enumerate(clock):
+        one = user("u", event(f"e{at}"), packed=packed)
+        (batch,) = run([one], products, now_us)
+        assert batch.lists[0].generated_us > last
+        assert batch.lists[0].generated_us >= now_us
+        last = batch.lists[0].generated_us
+        assert one.profile is not None
+        packed = one.profile.pack()
+
+
+def test_second_flush_of_a_tick_goes_on_from_the_moved_profile() -> None:
+    products, one = catalogue(), user("u", event("a"))
+    run([one], products)
+    one.events.append(pending(event("a")))
+    one.events.append(pending(event("b", product_id="p1")))
+    (batch,) = run([one], products)
+    assert (batch.updates, batch.duplicates) == (1, 1)
+    assert one.profile is not None
+    expected, newest = naive_sums([event("a"), event("b", product_id="p1")], Vectors(PRODUCTS),
+                             ProfileConfig())  # fmt: skip
+    read = decayed_sums(one.profile, ProfileConfig(), newest)
+    np.testing.assert_allclose(read, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (7, [3, 3, 1])])
+def test_only_the_last_batch_is_marked(
+    n: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommend_module, "USERS_PER_BATCH", 3)
+    batches = run([user(f"u{at}", event()) for at in range(n)], catalogue())
+    assert [len(batch.lists) for batch in batches] == sizes
+    assert [batch.last for batch in batches] == [False] * (len(sizes) - 1) + [True]
+    saved = [one.user_id for batch in batches for one in batch.lists]
+    assert saved == [f"u{at}" for at in range(n)]
+
+
+def test_no_users_give_no_batch() -> None:
+    assert run([], catalogue()) == []
+
+
+def test_touch_without_an_event_keeps_the_time_of_the_last_one() -> None:
+    products, one = catalogue(), user("u", event())
+    run([one], products, NOW_US)
+    run([one], products, NOW_US + 5_000_000)
+    assert one.profile is not None
+    assert one.profile.touched_ms == NOW_MS
+
+
+@pytest.mark.parametrize("length", [0, 1001])
+def test_list_length_without_a_meaning_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="list_length"):
+        RecommendConfig(list_length=length)
+
+
+def test_users_of_before_and_after_an_emptied_catalogue_share_a_tick() -> None:
+    products = catalogue()
+    old = user("old", event())
+    run([old], products)
+    assert old.profile is not None
+    restored = Catalogue()
+    restored.load([("a", b"s")])  # what is left in the state when every product was deleted
+    users = [user("old", event("b"), packed=old.profile.pack()), user("new", event())]
+    (batch,) = run(users, restored)
+    assert len(batch.events) == 2
+    assert all(one.product_ids == [] for one in batch.lists)

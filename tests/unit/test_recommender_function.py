@@ -1,0 +1,714 @@
+"""The operator against a small runtime written by hand: states, timers in order of time, keys."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pyflink.common import Row
+
+from tests.unit.builders import (
+    Vectors,
+    event_json,
+    naive_sums,
+    product_json,
+    unit_vectors,
+    wire_key,
+)
+from udfs.memory import BatchReference, resolve
+from udfs.profile import Profile, ProfileConfig, decayed_sums
+from udfs.recommend import RecommendConfig
+from udfs.recommender_function import (
+    PROCESS_MODE,
+    THREAD_MODE,
+    ExecutionModeError,
+    RecommenderConfig,
+    RecommenderFunction,
+    subtask_index,
+)
+from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch, decode_event, frame_record
+
+START_MS = 1_732_300_000_500
+MATRIX = unit_vectors(6, 4)
+PRODUCTS = {f"p{n}": vector for n, vector in enumerate(MATRIX)}
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, n: int = 1) -> None:
+        self.value += n
+
+
+class Group:
+    """Counters by the path of their groups, shared by all groups below one root."""
+
+    def __init__(self, counters: dict[str, Counter], path: str = "") -> None:
+        self.counters = counters
+        self._path = path
+
+    def add_group(self, name: str, extra: str | None = None) -> Group:
+        return Group(self.counters, f"{self._path}{name}.{extra + '.' if extra else ''}")
+
+    def counter(self, name: str) -> Counter:
+        return self.counters.setdefault(self._path + name, Counter())
+
+
+class Backend:
+    """Keyed and broadcast state, timers: what a checkpoint holds."""
+
+    def __init__(self) -> None:
+        self.key: str | None = None
+        self.values: dict[str, bytes] = {}
+        self.lists: dict[str, list[bytes]] = {}
+        self.broadcast: dict[str, bytes] = {}
+        self.timers: set[tuple[int, str]] = set()
+
+    def copy(self) -> Backend:
+        made = Backend()
+        made.values = dict(self.values)
+        made.lists = {key: list(items) for key, items in self.lists.items()}
+        made.broadcast = dict(self.broadcast)
+        made.timers = set(self.timers)
+        return made
+
+    def current(self) -> str:
+        assert self.key is not None, "keyed state without a key"
+        return self.key
+
+
+class ValueState:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def value(self) -> bytes | None:
+        return self._backend.values.get(self._backend.current())
+
+    def update(self, value: bytes) -> None:
+        assert type(value) is bytes
+        self._backend.values[self._backend.current()] = value
+
+
+class ListState:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def get(self) -> Iterator[bytes]:
+        return iter(list(self._backend.lists.get(self._backend.current(), [])))
+
+    def add(self, value: bytes) -> None:
+        assert type(value) is bytes
+        self._backend.lists.setdefault(self._backend.current(), []).append(value)
+
+    def clear(self) -> None:
+        self._backend.lists.pop(self._backend.current(), None)
+
+
+class Broadcast:
+    def __init__(self, backend: Backend) -> None:
+        self._entries = backend.broadcast
+
+    def items(self) -> Any:
+        return self._entries.items()
+
+    def put(self, key: str, value: bytes) -> None:
+        self._entries[key] = value
+
+    def remove(self, key: str) -> None:
+        self._entries.pop(key, None)
+
+
+class RuntimeContext:
+    def __init__(self, backend: Backend, counters: dict[str, Counter], subtask: int) -> None:
+        self._backend = backend
+        self._group = Group(counters)
+        task = SimpleNamespace(getIndexOfThisSubtask=lambda: subtask)
+        self._runtime_context = SimpleNamespace(getTaskInfo=lambda: task)
+
+    def get_state(self, _descriptor: Any) -> ValueState:
+        return ValueState(self._backend)
+
+    def get_list_state(self, _descriptor: Any) -> ListState:
+        return ListState(self._backend)
+
+    def get_metrics_group(self) -> Group:
+        return self._group
+
+
+# How PyFlink itself tells thread mode: by the module of its context.
+RuntimeContext.__module__ = "tests.embedded.context"
+
+
+class Context:
+    """Of an element or a timer; also the timer service."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def get_current_key(self) -> str:
+        return self._backend.current()
+
+    def get_broadcast_state(self, _descriptor: Any) -> Broadcast:
+        return Broadcast(self._backend)
+
+    def timer_service(self) -> Context:
+        return self
+
+    def register_processing_time_timer(self, timestamp: int) -> None:
+        self._backend.timers.add((timestamp, self._backend.current()))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ms = START_MS
+
+    def time_ns(self) -> int:
+        return self.now_ms * 1_000_000
+
+    def monotonic(self) -> float:
+        return self.now_ms / 1000
+
+
+class Harness:
+    """Drives one subtask of the operator as Flink does, on one thread."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        config: RecommenderConfig,
+        backend: Backend | None = None,
+        subtask: int = 0,
+    ) -> None:
+        self.clock = clock
+        self.backend = backend or Backend()
+        self.counters: dict[str, Counter] = {}
+        self.out: list[SaveBatch | DeadLetter] = []
+        self._offset = 0
+        self._function = RecommenderFunction(config)
+        self._function.open(RuntimeContext(self.backend, self.counters, subtask))
+        self._context: Any = Context(self.backend)
+
+    def send(self, payload: bytes | None, user: str = "u", *, key: str | None = None) -> None:
+        self.backend.key = wire_key(user) if key is None else key
+        self._offset += 1
+        record = frame_record(payload, Origin(0, self._offset))
+        self._take(self._function.process_element(record, self._context))
+        self.backend.key = None
+
+    def event(self, number: int = 1, user: str = "u", **changes: object) -> None:
+        changes = {"ts": self.clock.now_ms, "user_id": user, **changes}
+        self.send(event_json(event_id=f"e{number}", **changes), user)
+
+    def broadcast(self, key: str, payload: bytes | None) -> None:
+        row = Row(key, payload, 3, 17)
+        self._take(self._function.process_broadcast_element(row, self._context))
+
+    def _take(self, emitted: Iterator[Any]) -> None:
+        """Take each element at once, as the sink chained behind does."""
+        for one in emitted:
+            self.out.append(resolve(one) if isinstance(one, BatchReference) else one)
+
+    def product(self, number: int, **changes: object) -> None:
+        name = f"p{number}"
+        fields = {"product_id": name, "embedding": PRODUCTS[name].tolist(), **changes}
+        self.broadcast(name, product_json(**fields))
+
+    def advance(self, milliseconds: int) -> None:
+        """Let time pass; timers fire in their order, each at its time."""
+        end = self.clock.now_ms + milliseconds
+        while due := sorted(one for one in self.backend.timers if one[0] <= end):
+            self.clock.now_ms = max(self.clock.now_ms, due[0][0])
+            self.fire(*due[0])
+        self.clock.now_ms = end
+
+    def fire(self, timestamp: int, key: str) -> None:
+        self.backend.timers.remove((timestamp, key))
+        self.backend.key = key
+        self._take(self._function.on_timer(timestamp, self._context))
+        self.backend.key = None
+
+    def batches(self) -> list[SaveBatch]:
+        return [one for one in self.out if isinstance(one, SaveBatch)]
+
+    def letters(self) -> list[DeadLetter]:
+        return [one for one in self.out if isinstance(one, DeadLetter)]
+
+    def listed(self) -> list[str]:
+        return [one.user_id for batch in self.batches() for one in batch.lists]
+
+    def saved(self) -> list[str]:
+        return [p.event.event_id for batch in self.batches() for p in batch.events]
+
+    def profile(self, user: str = "u") -> Profile:
+        return Profile.unpack(self.backend.values[wire_key(user)])
+
+    def count(self, name: str) -> int:
+        return self.counters["recommender." + name].value
+
+
+@pytest.fixture(autouse=True)
+def collector_as_before() -> Iterator[None]:
+    """The operator takes over Python's cycle collector; give it back."""
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+CONFIG = RecommenderConfig(recommend=RecommendConfig(list_length=3))
+EACH_EVENT = RecommenderConfig(recommend=RecommendConfig(list_length=3), tick_ms=0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    fake = SimpleNamespace(time_ns=made.time_ns, monotonic=made.monotonic, time=time.time)
+    monkeypatch.setattr("udfs.recommender_function.time", fake)
+    return made
+
+
+@pytest.fixture
+def shop(clock: Clock) -> Harness:
+    made = Harness(clock, CONFIG)
+    for number in range(6):
+        made.product(number)
+    return made
+
+
+def test_users_of_a_tick_are_saved_in_one_batch_at_its_end(shop: Harness) -> None:
+    for number, user in enumerate(["a", "b", "a", "c"]):
+        shop.event(number, user)
+    assert shop.out == []
+    shop.advance(499)
+    assert shop.out == []
+    shop.advance(1)
+    (batch,) = shop.batches()
+    assert shop.listed() == ["a", "b", "c"]
+    assert sorted(shop.saved()) == ["e0", "e1", "e2", "e3"]
+    assert batch.last
+    shop.advance(60_000)
+    assert len(shop.out) == 1
+
+
+def test_pending_events_and_timers_are_gone_after_the_tick(shop: Harness) -> None:
+    for number in range(10):
+        shop.event(number, f"u{number % 4}")
+    assert sum(map(len, shop.backend.lists.values())) == 10
+    shop.advance(1000)
+    assert shop.backend.lists == {}
+    assert shop.backend.timers == set()
+    assert set(shop.backend.values) == {"u0", "u1", "u2", "u3"}
+    assert shop._function._touched == {}
+    assert shop._function._pending_count == 0
+
+
+def test_stored_profile_equals_the_formula_over_many_ticks(shop: Harness) -> None:
+    payloads = []
+    for number in range(60):
+        payload = event_json(
+            event_id=f"e{number}",
+            product_id=f"p{number * 5 % 6}",
+            ts=shop.clock.now_ms - (number * 7919) % 100_000,
+        )
+        payloads.append(payload)
+        shop.send(payload)
+        shop.advance(number * 37 % 900)
+    shop.advance(2000)
+    events = [decode_event("u", payload, shop.clock.now_ms) for payload in payloads]
+    expected, newest = naive_sums(events, Vectors(PRODUCTS), ProfileConfig())
+    read = decayed_sums(shop.profile(), ProfileConfig(), newest)
+    np.testing.assert_allclose(read, expected, atol=1e-4)
+    assert shop.profile().reference_ms == newest
+    assert sorted(shop.saved()) == sorted(f"e{n}" for n in range(60))
+    assert (shop.count("events"), shop.count("updates")) == (60, 60)
+
+
+def test_tick_0_looks_up_at_every_event_and_keeps_nothing(clock: Clock) -> None:
+    shop = Harness(clock, EACH_EVENT)
+    shop.product(0)
+    for number in range(3):
+        shop.event(number)
+        assert shop.listed() == ["u"] * (number + 1)
+    assert shop.saved() == ["e0", "e1", "e2"]
+    assert shop.backend.lists == {}
+    assert shop.backend.timers == set()
+    generations = [one.generated_us for batch in shop.batches() for one in batch.lists]
+    assert generations == sorted(set(generations))
+
+
+def test_restore_loses_nothing_and_moves_once(shop: Harness) -> None:
+    shop.event(1, "a")
+    shop.advance(1000)
+    shop.event(2, "a", product_id="p1")
+    shop.event(3, "b", product_id="p2")
+    checkpoint = shop.backend.copy()
+    # Saved after the checkpoint, then the process dies: both saves are made again.
+    shop.advance(1000)
+    again = Harness(shop.clock, CONFIG, checkpoint)
+    again.advance(5000)
+    assert sorted(again.saved()) == ["e2", "e3"]
+    for user in "ab":
+        old, new = shop.profile(user), again.profile(user)
+        np.testing.assert_array_equal(old.sums, new.sums)
+        assert old.interactions() == new.interactions()
+    lists = {one.user_id: one for batch in shop.batches() for one in batch.lists}
+    for batch in again.batches():
+        for one in batch.lists:
+            assert one.product_ids == lists[one.user_id].product_ids
+            assert one.generated_us > lists[one.user_id].generated_us
+    assert again.backend.lists == {}
+    assert again.backend.timers == set()
+
+
+def test_restored_users_are_taken_in_bulk(shop: Harness) -> None:
+    for number in range(20):
+        shop.event(number, f"u{number}")
+    shop.clock.now_ms += 60_000
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.advance(2000)
+    assert [len(batch.lists) for batch in again.batches()] == [20]
+
+
+def test_restored_events_and_new_ones_move_together(shop: Harness) -> None:
+    shop.event(1)
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.event(2, product_id="p1")
+    again.event(1)  # Kafka delivers it once more
+    again.advance(1000)
+    assert again.count("duplicates") == 1
+    assert again.count("updates") == 2
+    assert again.saved() == ["e1", "e2", "e1"]
+
+
+def test_restored_event_is_kept_although_the_clock_went_back(shop: Harness) -> None:
+    shop.event(1)
+    shop.clock.now_ms -= 3_600_000
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.advance(2 * 3_600_000)
+    assert again.saved() == ["e1"]
+    assert again.letters() == []
+
+
+def test_tick_can_be_turned_off_over_a_restore(shop: Harness) -> None:
+    shop.event(1)
+    again = Harness(shop.clock, EACH_EVENT, shop.backend.copy())
+    again.advance(5000)
+    assert again.saved() == ["e1"]
+    assert again.listed() == ["u"]
+    assert again.backend.lists == {}
+    assert again.backend.timers == set()
+
+
+def test_catalogue_is_there_after_a_restore_without_being_sent_again(shop: Harness) -> None:
+    shop.product(1, in_stock=False)
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.event(1)
+    again.advance(1000)
+    (one,) = again.batches()[0].lists
+    assert one.product_ids[0] == "p0"
+    assert "p1" not in one.product_ids
+    assert again.count("catalogue_size") == 6
+    assert again.count("catalogue_searchable") == 5
+
+
+def test_catalogue_change_holds_for_the_next_lookup(shop: Harness) -> None:
+    shop.event(1)
+    shop.broadcast("p1", None)
+    shop.product(2, in_stock=False)
+    shop.advance(1000)
+    assert shop.count("catalogue_searchable") == 4
+    assert not {"p1", "p2"} & set(shop.batches()[0].lists[0].product_ids)
+    assert len(shop.batches()[0].lists[0].product_ids) == 3
+
+
+def test_user_gets_a_list_once_the_awaited_product_is_there(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.event(1, product_id="p3")
+    shop.advance(5000)
+    assert shop.saved() == ["e1"]
+    assert shop.listed() == []
+    shop.product(3)
+    shop.advance(60_000)
+    assert shop.listed() == ["u"]
+    assert shop.profile().waiting == 0
+    assert shop.backend.timers == set()
+
+
+def test_wait_for_a_product_at_most_doubles(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.event(1, product_id="p3")
+    shop.advance(100_000)
+    shop.product(3)
+    shop.advance(110_000)
+    assert shop.listed() == ["u"]
+
+
+def test_waiting_survives_a_restore(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.event(1, product_id="p3")
+    shop.advance(5000)
+    again = Harness(clock, CONFIG, shop.backend.copy())
+    again.product(3)
+    again.advance(60_000)
+    assert again.listed() == ["u"]
+    assert again.saved() == []
+
+
+def test_user_who_only_searched_gets_a_list_once_the_catalogue_is_there(clock: Clock) -> None:
+    from udfs.query_encoder import encode_texts
+
+    shop = Harness(clock, CONFIG)
+    shop.event(1, type="search", query="usb hub", product_id=...)
+    shop.advance(5000)
+    assert shop.listed() == []
+    embedding = encode_texts(["usb hub"])[0].tolist()
+    shop.broadcast("p0", product_json(space="text64-v1", embedding=embedding))
+    shop.advance(600_000)
+    assert shop.listed() == ["u"]
+
+
+def test_retry_of_a_user_touched_meanwhile_changes_nothing(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(0)
+    shop.event(1, product_id="unknown")
+    shop.advance(500)
+    (retry,) = shop.backend.timers
+    clock.now_ms = retry[0] - 1
+    shop.event(2)
+    before = len(shop.out)
+    shop.backend.timers.add((clock.now_ms, "u"))
+    shop.fire(clock.now_ms, "u")
+    assert len(shop.out) == before
+    assert len(shop.backend.lists["u"]) == 1
+    shop.advance(2000)
+    assert shop.saved() == ["e1", "e2"]
+    assert "u" not in shop.backend.lists
+
+
+def test_timers_of_a_waiting_user_do_not_pile_up(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(0)
+    for number in range(100):
+        shop.event(number, product_id="unknown")
+        shop.advance(10_000)
+    assert len(shop.backend.timers) <= 3
+
+
+def test_idle_user_who_left_the_state_is_forgotten_by_the_timer(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.event(1, product_id="unknown")
+    shop.advance(500)
+    assert shop.backend.timers
+    shop.backend.values.clear()  # the TTL
+    shop.advance(600_000)
+    assert shop.backend.timers == set()
+
+
+def test_late_timers_take_all_touched_users(shop: Harness) -> None:
+    shop.event(1, "a")
+    shop.clock.now_ms += 1700  # the timer is late, and a user of the next tick comes first
+    shop.event(2, "b")
+    (first, second) = sorted(shop.backend.timers)
+    shop.fire(*first)
+    assert shop.listed() == ["a", "b"]
+    shop.event(3, "b", product_id="p1")
+    shop.clock.now_ms += 1000
+    shop.fire(*second)
+    assert shop.listed() == ["a", "b", "b"]
+    assert shop.saved() == ["e1", "e2", "e3"]
+    assert shop.backend.lists == {}
+    assert len(shop.profile("b").interactions()) == 2
+
+
+def test_full_memory_is_flushed_inline(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig(max_pending=3))
+    shop.product(0)
+    for number in range(7):
+        shop.event(number, f"u{number % 2}")
+    assert [len(batch.events) for batch in shop.batches()] == [3, 3]
+    # Saved, but the state keeps them until the user's own timer.
+    assert sum(map(len, shop.backend.lists.values())) == 7
+    shop.advance(1000)
+    assert sorted(shop.saved()) == sorted(f"e{n}" for n in range(7))
+    assert shop.backend.lists == {}
+    assert len(shop.profile("u0").interactions()) == 4
+
+
+def test_failure_after_an_inline_flush_moves_once(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig(max_pending=2))
+    shop.product(0)
+    for number in range(3):
+        shop.event(number)
+    again = Harness(clock, RecommenderConfig(max_pending=2), shop.backend.copy())
+    again.advance(2000)
+    assert again.saved() == ["e0", "e1", "e2"]
+    assert len(again.profile().interactions()) == 3
+
+
+def test_clock_that_goes_back_does_not_stop_the_ticks(shop: Harness) -> None:
+    shop.event(1)
+    shop.advance(100)
+    shop.clock.now_ms -= 3_600_000
+    shop.event(2, "b", ts=0)
+    assert min(at for at, key in shop.backend.timers if key == "b") <= shop.clock.now_ms + 10_000
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (None, Reason.EMPTY_VALUE),
+        (b"{", Reason.NOT_JSON),
+        (event_json(user_id="v"), Reason.KEY_MISMATCH),
+        (event_json(ts=START_MS + 300_001), Reason.IN_THE_FUTURE),
+        (b"x" * 65_537, Reason.TOO_LARGE),
+    ],
+)
+def test_rejected_event_goes_whole_to_the_dead_letters(
+    shop: Harness, payload: bytes | None, reason: Reason
+) -> None:
+    shop.send(payload)
+    (letter,) = shop.letters()
+    assert letter[:4] == ("events", "u", payload, reason)
+    assert letter.origin == Origin(0, 1)
+    assert shop.backend.lists == {}
+    assert shop.backend.timers == set()
+    assert shop.count(f"reason.{reason.value}.dead_letters") == 1
+    shop.event(1)
+    shop.advance(1000)
+    assert shop.saved() == ["e1"]
+
+
+def test_key_in_another_encoding_does_not_stop_the_job(shop: Harness) -> None:
+    shop.send(event_json(user_id="é"), key="\xe9")
+    assert [letter.reason for letter in shop.letters()] == [Reason.KEY_MISMATCH]
+
+
+def test_user_id_outside_ascii_is_saved_under_its_own_name(shop: Harness) -> None:
+    shop.event(1, "ü漢😀")
+    shop.advance(1000)
+    assert shop.listed() == ["ü漢😀"]
+
+
+@pytest.mark.parametrize("mode", [THREAD_MODE, PROCESS_MODE])
+def test_batches_pass_by_reference_only_within_one_process(
+    clock: Clock, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == PROCESS_MODE:
+        monkeypatch.setattr("udfs.recommender_function._is_embedded", lambda _: False)
+        monkeypatch.setattr(RuntimeContext, "get_index_of_this_subtask", lambda _: 0, raising=False)
+    shop = Harness(clock, RecommenderConfig(execution_mode=mode, tick_ms=0))
+    shop.backend.key = "u"
+    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0))
+    (emitted,) = shop._function.process_element(record, shop._context)
+    assert isinstance(emitted, BatchReference if mode == THREAD_MODE else SaveBatch)
+    if isinstance(emitted, BatchReference):
+        # Lent only while the sink behind works on it, or every batch would stay in memory.
+        with pytest.raises(RuntimeError, match="not chained"):
+            resolve(emitted)
+
+
+@pytest.mark.parametrize(("subtask", "letters"), [(0, 1), (1, 0), (7, 0)])
+def test_one_subtask_alone_reports_a_rejected_product(
+    clock: Clock, subtask: int, letters: int
+) -> None:
+    shop = Harness(clock, CONFIG, subtask=subtask)
+    shop.broadcast("p0", product_json(embedding=[0, 0]))
+    assert len(shop.letters()) == letters
+    for letter in shop.letters():
+        assert letter.topic == "catalogue"
+        assert letter.reason is Reason.INVALID_VECTOR
+        assert letter.origin == Origin(3, 17)
+    assert shop.backend.broadcast == {}
+
+
+def test_rejected_product_keeps_the_one_before(shop: Harness) -> None:
+    before = dict(shop.backend.broadcast)
+    shop.broadcast("p0", product_json(embedding=[1.0, 2.0]))  # 2 dimensions in a space of 4
+    shop.broadcast("", None)
+    shop.broadcast("\xff", product_json())
+    assert [letter.reason for letter in shop.letters()] == [
+        Reason.WRONG_LENGTH,
+        Reason.MISSING_KEY,
+        Reason.KEY_MISMATCH,
+    ]
+    assert shop.backend.broadcast == before
+
+
+def test_tombstone_of_an_id_outside_ascii_deletes_it(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.broadcast(wire_key("pé"), product_json(product_id="pé"))
+    assert shop.count("catalogue_size") == 1
+    shop.broadcast(wire_key("pé"), None)
+    assert shop.count("catalogue_size") == 0
+
+
+def test_product_too_long_for_the_profile_format_does_not_stop_the_job(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.broadcast("p0", product_json(embedding=[1] * 65_536))
+    shop.event(1)
+    shop.advance(1000)
+    assert shop.saved() == ["e1"]
+
+
+@pytest.mark.parametrize("expected", [PROCESS_MODE, THREAD_MODE])
+def test_another_execution_mode_than_configured_is_refused(expected: str) -> None:
+    context: Any = RuntimeContext(Backend(), {}, 0)
+    if expected == THREAD_MODE:
+
+        class ProcessContext(RuntimeContext):
+            pass
+
+        ProcessContext.__module__ = "pyflink.fn_execution.datastream.process.runtime_context"
+        context = ProcessContext(Backend(), {}, 0)
+    with pytest.raises(ExecutionModeError, match=f"configured for {expected}"):
+        RecommenderFunction(RecommenderConfig(execution_mode=expected)).open(context)
+
+
+def test_subtask_is_asked_the_way_of_the_execution_mode() -> None:
+    thread: Any = RuntimeContext(Backend(), {}, 5)
+    process: Any = SimpleNamespace(get_index_of_this_subtask=lambda: 4)
+    assert (subtask_index(thread), subtask_index(process)) == (5, 4)
+
+
+def test_tick_stretches_with_the_time_a_save_takes(shop: Harness) -> None:
+    shop.event(1)
+    timestamp, key = shop.backend.timers.pop()
+    shop.clock.now_ms = timestamp
+    shop.backend.key = key
+    for _ in shop._function.on_timer(timestamp, shop._context):
+        shop.clock.now_ms += 3000  # the chained writer waits for Cassandra
+    assert shop.count("tick_ms") == 6000
+    shop.event(2)
+    ((due, _),) = shop.backend.timers
+    assert due % 6000 == 0
+    assert shop.clock.now_ms < due <= shop.clock.now_ms + 6000
+
+
+def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
+    payload = event_json(ts=START_MS)
+    shop.send(payload)
+    assert shop.backend.lists == {"u": [b"0 1 v " + payload]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tick_ms": -1},
+        {"tick_ms": 2000, "tick_max_ms": 1999},
+        {"max_pending": 0},
+        {"profile_ttl_days": 0},
+        {"waiting_retry_max_ms": 0},
+        {"execution_mode": "loopback"},
+        {"dimensions": -1},
+        {"space_switch_share": 0.0},
+        {"space_switch_share": 1.5},
+    ],
+)
+def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RecommenderConfig(**wrong)
