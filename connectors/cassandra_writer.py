@@ -286,7 +286,7 @@ class CassandraWriter:
 
     def _wait(self, attempt: int, error: Exception) -> None:
         limit = min(
-            self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt, 20)
+            self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt - 1, 20)
         )
         logger.warning("write attempt %d failed, waiting: %s", attempt, error)
         self._sleep(limit * random.uniform(0.5, 1.0))

@@ -76,8 +76,6 @@ class Catalogue:
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
-        self.version = 0
-        """Grows with every change that can give a waiting interaction its vector."""
 
     def __len__(self) -> int:
         """Number of products, in stock or not."""
@@ -140,7 +138,6 @@ class Catalogue:
             )
         self._vectors.setdefault(space, {})[product_id] = vector
         self._in_stock[product_id] = product.in_stock
-        self.version += 1
         if self._should_switch(space):
             return list(self._switch(space))
         self._refresh(product_id)
@@ -188,7 +185,6 @@ class Catalogue:
                 self._vectors.setdefault(space, {})[product_id] = vector
         if active is not None:
             self._activate(active)
-        self.version += 1
 
     def _should_switch(self, space: str) -> bool:
         if self._active == space:

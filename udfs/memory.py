@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,14 @@ class TickCollector:
         gc.freeze()
         gc.disable()
         self._ticks = 0
+        self._last = time.monotonic()
 
     def collect(self) -> None:
-        """Collect the young generations, at long intervals all of them."""
+        """Collect the young generations, at most once a second; at long intervals all of them."""
+        now = time.monotonic()
+        if now - self._last < 1:
+            return
+        self._last = now
         self._ticks += 1
         gc.collect(1 if self._ticks % _FULL_EVERY else 2)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
@@ -45,6 +45,8 @@ _KIND_MASK: Final = 0x7F
 MAX_QUERY_CHARACTERS: Final = 512
 # The largest number of interactions that the header's counters hold, with the slack of the log.
 MAX_INTERACTIONS: Final = 30_000
+# Some 30,000 years: no decay at all, and in milliseconds still an int64.
+MAX_HALF_LIFE_S: Final = 1e12
 # A landmark moves when the newest event is so many half-lives ahead: far from float32's range.
 _REBASE_HALF_LIVES: Final = 16
 
@@ -81,9 +83,10 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
-        if not (0 < self.fast_half_life_s < math.inf and 0 < self.slow_half_life_s < math.inf):
-            msg = "half-lives must be positive and finite"
-            raise ValueError(msg)
+        for half_life_s in (self.fast_half_life_s, self.slow_half_life_s):
+            if not 0 < half_life_s <= MAX_HALF_LIFE_S:
+                msg = f"half-lives must be above 0 and at most {MAX_HALF_LIFE_S:g} seconds"
+                raise ValueError(msg)
         if not 0 <= self.fast_share <= 1:
             msg = f"fast_share must be within 0 and 1, not {self.fast_share}"
             raise ValueError(msg)
@@ -271,7 +274,7 @@ class Profile:
         if _is_foreign(self, source):
             return bool(self._kinds)
         return self.waiting > 0 and any(
-            kind >= _WAITING and source.product_vector(item.decode()) is not None
+            kind >= _WAITING and _find(source, kind & _KIND_MASK, item.decode()) is not None
             for _, _, kind, item in self._rows()
         )
 
@@ -450,6 +453,10 @@ def _rebuild(profile: Profile, source: VectorSource, config: ProfileConfig) -> N
         profile.waiting = len(profile._kinds)
 
 
+def _find(source: VectorSource, kind: int, item: str) -> FloatMatrix | None:
+    return source.query_vector(item) if kind == _SEARCH else source.product_vector(item)
+
+
 def _apply_waiting(
     owner: int,
     profile: Profile,
@@ -462,14 +469,10 @@ def _apply_waiting(
         if kind < _WAITING:
             continue
         kind &= _KIND_MASK
-        is_search = kind == _SEARCH
-        find: Callable[[str], FloatMatrix | None] = (
-            source.query_vector if is_search else source.product_vector
-        )
-        vector = find(item.decode())
+        vector = _find(source, kind, item.decode())
         if vector is not None:
             found.add(owner, time_ms, weights[kind], vector)
-        elif not is_search or source.space is None:
+        elif kind != _SEARCH or source.space is None:
             continue  # a query without a vector in this space will not get one by waiting
         kinds[at] = kind
         profile.waiting -= 1

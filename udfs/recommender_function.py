@@ -44,6 +44,7 @@ from udfs.schemas import (
     SaveBatch,
     decode_event,
     decode_product,
+    decode_tombstone,
     split_record,
 )
 
@@ -218,9 +219,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         key, payload = value[0], value[1]
         try:
             if payload is None:
-                if not key:
-                    raise RejectedError(Reason.MISSING_KEY, "a tombstone needs a product id")
-                changes = self._catalogue.delete(key.encode("latin-1").decode("utf-8", "replace"))
+                changes = self._catalogue.delete(decode_tombstone(key))
             else:
                 changes = self._catalogue.upsert(*decode_product(key, payload))
         except RejectedError as error:

@@ -155,6 +155,20 @@ def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float3
     return product, decode_vector(product.embedding)
 
 
+def decode_tombstone(key: str) -> str:
+    """Read the product id that a record without a value deletes.
+
+    Raises:
+        RejectedError: The key is missing, or not UTF-8.
+    """
+    if not key:
+        raise RejectedError(Reason.MISSING_KEY, "a tombstone needs a product id")
+    try:
+        return key.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise RejectedError(Reason.INVALID_FIELD, "the key is not UTF-8") from error
+
+
 def decode_vector(embedding: list[float] | str) -> NDArray[np.float32]:
     """Turn a wire embedding (numbers, or base64 of little-endian float32) into a unit vector (d,).
 

@@ -201,7 +201,6 @@ def test_space_that_comes_back_with_another_length_rebuilds() -> None:
     assert profile.sums.shape == (2, 9)
 
 
-@pytest.mark.xfail(reason="bug: can_advance looks a search up among the products")
 def test_search_in_an_emptied_catalogue_moves_once_it_is_refilled() -> None:
     first, search = make(1, "click", 0, 0), make(2, "search", 0, 0)
     profile = moved([first])
