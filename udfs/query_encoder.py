@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from wordllama import WordLlama
 
 SPACE: Final = "text64-v1"
 DIMENSIONS: Final = 64
@@ -19,7 +19,14 @@ MAX_CHARACTERS: Final = 512
 
 
 @lru_cache(maxsize=1)
-def _model() -> WordLlama:
+def _model() -> Any:
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    from wordllama import WordLlama
+
+    # Its import sets up the root logger for the whole process; give it back as it was.
+    root.setLevel(level)
+    root.handlers[:] = handlers
     spec = find_spec("wordllama")
     if spec is None or spec.origin is None:
         msg = "the package wordllama is not installed"

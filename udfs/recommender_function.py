@@ -141,6 +141,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._pending = runtime_context.get_list_state(
             ListStateDescriptor("pending", Types.PICKLED_BYTE_ARRAY())
         )
+        encode_query("any")  # loads the encoder now and not within the first search's tick
         self._catalogue = Catalogue(
             encoder=encode_query,
             encoder_space=ENCODER_SPACE,
