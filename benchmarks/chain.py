@@ -115,7 +115,8 @@ def recommend(given: argparse.Namespace) -> None:
             raw = event.pop("embedding", None)
             if raw is not None:
                 scores = matrix @ np.frombuffer(base64.b64decode(raw), dtype="<f4")
-                best = np.argpartition(-scores, LIST_LENGTH)[:LIST_LENGTH]
+                length = min(LIST_LENGTH, len(scores))
+                best = np.argpartition(-scores, length - 1)[:length]
                 best = best[np.argsort(-scores[best])]
                 event["items"] = [(ids[at], float(scores[at]), "profile") for at in best]
             produce(

@@ -57,6 +57,8 @@ class PlainRecommender(KeyedBroadcastProcessFunction):
         self._ids: list[str] = []
         self._matrix = np.zeros((0, 0), dtype=np.float32)
         self._vectors: list[Any] = []
+        self._changed = False
+        self._products = runtime_context.get_metrics_group().counter("products")
 
     def process_broadcast_element(
         self, value: str, ctx: KeyedBroadcastProcessFunction.Context
@@ -65,8 +67,10 @@ class PlainRecommender(KeyedBroadcastProcessFunction):
         product = json.loads(value)
         vector = np.frombuffer(base64.b64decode(product["embedding"]), dtype="<f4")
         ctx.get_broadcast_state(catalogue_descriptor()).put(product["product_id"], vector.tobytes())
+        self._changed = True
         row = self._row_of.setdefault(product["product_id"], len(self._ids))
         if row == len(self._ids):
+            self._products.inc()
             self._ids.append(product["product_id"])
             self._vectors.append(vector)
         else:
@@ -77,8 +81,8 @@ class PlainRecommender(KeyedBroadcastProcessFunction):
         self, value: dict[str, Any], _ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
     ) -> Iterator[Any]:
         """Update, look up, save."""
-        if len(self._matrix) != len(self._vectors):
-            self._matrix = np.array(self._vectors)
+        if self._changed:
+            self._matrix, self._changed = np.array(self._vectors), False
         embedding = self._embedding.value()
         row = self._row_of.get(value["product_id"])
         if row is not None:
@@ -88,7 +92,8 @@ class PlainRecommender(KeyedBroadcastProcessFunction):
         user, now = value["user_id"], time.time()
         if embedding is not None:
             scores = self._matrix @ embedding
-            best = np.argpartition(-scores, LIST_LENGTH)[:LIST_LENGTH]
+            length = min(LIST_LENGTH, len(scores))
+            best = np.argpartition(-scores, length - 1)[:length]
             best = best[np.argsort(-scores[best])]
             items = [(self._ids[at], float(scores[at]), "profile") for at in best]
             self._session.execute(

@@ -39,7 +39,7 @@ def one(running: Bench, workload: Workload, parallelism: int, suffix: str) -> di
     running.load(workload, suffix)
     keyspace = running.keyspace(f"scale{suffix.replace('-', '_')}")
     job = running.submit(keyspace, suffix, parallelism, {})
-    run = running.measure(job, workload.events)
+    run = running.measure(job, keyspace, workload.events)
     time.sleep(12)  # until a checkpoint has the whole state
     state = running.stack.flink.checkpoints(job).latest_bytes
     used = memory_mib(running)

@@ -195,7 +195,7 @@ class FlinkCluster:
             "FLINK_CONF_DIR": str(self.conf_dir),
             "FLINK_LOG_DIR": str(self.root / "logs"),
             "FLINK_HOME": str(flink_home.FLINK_HOME),
-            # PyFlink sets these in a process that uses it, to its own package: without the connectors.
+            # PyFlink sets these in a process that uses it, to its own package, without connectors.
             "FLINK_LIB_DIR": str(flink_home.FLINK_HOME / "lib"),
             "FLINK_OPT_DIR": str(flink_home.FLINK_HOME / "opt"),
             # Relative to the working directory where it is not set: no plugin, no metrics.
