@@ -324,6 +324,7 @@ class Bench:
         for table in ("events_by_user_day", "recommendations_by_user"):
             self.session.execute(f"TRUNCATE {keyspace}.{table}", timeout=120)
 
+
 def _children(pid: int | None) -> list[int]:
     """Descendants of a process: the Python workers of a TaskManager."""
     if pid is None:
