@@ -244,12 +244,15 @@ def main(arguments: list[str]) -> None:
             )
         finally:
             running.stack.flink.cancel(job)
+        print(f"freshness: p50 {p50:.0f} ms, p99 {p99:.0f} ms", flush=True)
         running.truncate("ours")
         if not given.skip_baselines:
             running.wait_idle()
             runs["plain PyFlink job"] = plain_job(
                 running, workload, given.parallelism, given.warm_up, given.window
             )
+            plain_rate = runs["plain PyFlink job"].events_per_second
+            print(f"plain job: {plain_rate:,.0f} events/s", flush=True)
             running.truncate("plain")
             running.wait_idle()
             runs["chain of microservices"] = chain(running, workload, given.warm_up, given.window)

@@ -16,12 +16,15 @@ from typing import Any
 
 import psutil
 
-from benchmarks.runner import Bench, bench
-from benchmarks.workload import Workload
+from benchmarks.runner import Bench, BenchmarkError, bench
+from benchmarks.workload import DIMENSIONS, Workload
 
 # Of a core or a node, what is planned to be used: the rest is for peaks and failed machines.
 HEADROOM = 0.6
 RATES = (100_000, 500_000, 1_000_000)
+PLANNED_USERS = 10_000_000
+PLANNED_PRODUCTS = 100_000
+CATALOGUE_MIB = PLANNED_PRODUCTS * DIMENSIONS * 4 / 2**20
 
 
 def memory_mib(running: Bench) -> float:
@@ -35,15 +38,21 @@ def memory_mib(running: Bench) -> float:
 
 
 def one(running: Bench, workload: Workload, parallelism: int, suffix: str) -> dict[str, Any]:
-    """Measure one size: a backlog of its own, in topics and a keyspace of its own."""
+    """Measure one size: topics, keyspace and TaskManagers of its own.
+
+    A JVM does not give back what an earlier size made it take, so its memory would say nothing.
+    """
+    running.stack.flink.replace_task_managers(older_than=time.time())
     running.load(workload, suffix)
     keyspace = running.keyspace(f"scale{suffix.replace('-', '_')}")
     job = running.submit(keyspace, suffix, parallelism, {})
     run = running.measure(job, keyspace, workload.events)
-    time.sleep(12)  # until a checkpoint has the whole state
-    state = running.stack.flink.checkpoints(job).latest_bytes
+    running.stack.flink.trigger_checkpoint(job)  # with the whole state
+    state = running.stack.flink.checkpoints(job).latest_bytes or 0
     used = memory_mib(running)
     running.stack.flink.cancel(job)
+    active = len(running.users_with_list(keyspace))
+    running.truncate(keyspace)
     return {
         "users": workload.users,
         "products": workload.products,
@@ -52,7 +61,10 @@ def one(running: Bench, workload: Workload, parallelism: int, suffix: str) -> di
         "steady_events_per_second": round(run.steady_events_per_second),
         "lookups_per_event": round(run.lookups / run.events, 3),
         "task_manager_mib": round(used),
-        "checkpoint_mib": round((state or 0) / 2**20, 1),
+        "checkpoint_mib": round(state / 2**20, 1),
+        "active_users": active,
+        "bytes_a_user": round(state / active),
+        "foreign_cpu_share": round(run.foreign_share, 3),
         "cpu_us_per_event": {k: round(v, 1) for k, v in run.cpu_us_per_event.items()},
     }
 
@@ -62,19 +74,35 @@ def soak(running: Bench, workload: Workload, parallelism: int) -> list[tuple[int
 
     Returns:
         (events so far, MiB), about every half a million events.
+
+    Raises:
+        BenchmarkError: The job failed, or stood still for five minutes.
     """
+    running.stack.flink.replace_task_managers(older_than=time.time())
     running.load(workload, "-soak")
     job = running.submit(running.keyspace("soak"), "-soak", parallelism, {})
     samples: list[tuple[int, float]] = []
-    done = 0
+    done, moved = 0, time.monotonic()
     while done < workload.events:
         time.sleep(1)
-        done = running.totals(job)["events"]
+        running.check_alive(job)
+        now = running.totals(job)["events"]
+        if now > done:
+            done, moved = now, time.monotonic()
+        elif time.monotonic() - moved > 300:
+            msg = f"the soak stands still at {done:,} events"
+            raise BenchmarkError(msg)
         if done >= 500_000 * (len(samples) + 1):
             samples.append((done, memory_mib(running)))
             print(f"soak: {done:>9,} events, {samples[-1][1]:,.0f} MiB", flush=True)
     running.stack.flink.cancel(job)
     return samples
+
+
+def soak_growth(samples: list[tuple[int, float]]) -> float | None:
+    """How much the memory grew after the first million events, as a share; None: too short."""
+    level = [mib for events, mib in samples if events >= 1_000_000]
+    return round(max(level) / level[0] - 1, 3) if level else None
 
 
 def capacity(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,18 +112,52 @@ def capacity(row: dict[str, Any]) -> list[dict[str, Any]]:
     for rate in RATES:
         flink = rate * cpu["TaskManagers"] / 1e6 / HEADROOM
         cassandra = rate * cpu["Cassandra"] / 1e6 / HEADROOM
+        managers = math.ceil(flink)
         plans.append(
             {
                 "events_per_second": rate,
-                "task_manager_cores": math.ceil(flink),
-                "task_managers": math.ceil(flink),
-                "partitions": math.ceil(flink),
+                "task_manager_cores": managers,
+                "task_managers": managers,
+                "partitions": managers,
                 "cassandra_cores": math.ceil(cassandra),
                 "cassandra_nodes_rf3_16_cores": max(3, math.ceil(3 * cassandra / 16)),
                 "kafka_cores": math.ceil(rate * cpu["Kafka"] / 1e6 / HEADROOM),
+                "state_gib_10m_users": round(PLANNED_USERS * row["bytes_a_user"] / 2**30, 1),
+                "catalogue_mib_a_task_manager_100k_products": round(CATALOGUE_MIB, 1),
             }
         )
     return plans
+
+
+def explain(row: dict[str, Any], plans: list[dict[str, Any]]) -> None:
+    """Print the capacity table, its arithmetic, and what it does not know."""
+    cpu = row["cpu_us_per_event"]
+    first = plans[0]
+    rate = first["events_per_second"]
+    print(f"\nCapacity, from {row['users']:,} users and {row['products']:,} products here.")
+    print(f"Measured CPU an event, microseconds: {cpu}")
+    print(f"cores = events/s x microseconds / 1,000,000 / {HEADROOM} (share in use), such as")
+    print(f"  TaskManagers: {rate:,} x {cpu['TaskManagers']} / 1e6 / {HEADROOM} =", end=" ")
+    print(f"{rate * cpu['TaskManagers'] / 1e6 / HEADROOM:.1f} -> {first['task_managers']}")
+    print(f"  Cassandra:    {rate:,} x {cpu['Cassandra']} / 1e6 / {HEADROOM} =", end=" ")
+    print(f"{rate * cpu['Cassandra'] / 1e6 / HEADROOM:.1f}, three copies of it on nodes of 16")
+    print("One slot a TaskManager, one core a slot, at least one partition a slot.")
+    print(
+        f"State: {PLANNED_USERS:,} users x {row['bytes_a_user']:,} bytes of checkpoint a user"
+        " (with the catalogue's share: an upper bound; objects on the heap take more)."
+    )
+    print(
+        f"Catalogue: {PLANNED_PRODUCTS:,} x 64 x 4 bytes = {CATALOGUE_MIB:.1f} MiB of matrix in"
+        " every TaskManager, and the broadcast state beside it."
+    )
+    print(
+        "Not measured: network, replication between Cassandra nodes (taken as three times the\n"
+        "CPU of one copy), compaction of months of data, more than two TaskManagers, other\n"
+        "processors, skew that one slot cannot carry; lookups an event fall where users come\n"
+        "back within a tick, and rise where they do not."
+    )
+    for plan in plans:
+        print("  " + ", ".join(f"{name} {value:,}" for name, value in plan.items()))
 
 
 def main(arguments: list[str]) -> None:
@@ -103,7 +165,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=500_000)
     parser.add_argument("--soak-events", type=int, default=5_000_000)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, no soak")
+    parser.add_argument("--quick", action="store_true", help="one size, no soak")
+    parser.add_argument("--soak", action="store_true", help="the soak alone")
     given = parser.parse_args(arguments)
     base = Workload(events=given.events)
     sizes = [replace(base, users=users) for users in (10_000, 100_000, 1_000_000)]
@@ -112,6 +175,11 @@ def main(arguments: list[str]) -> None:
         sizes = [base]
     rows: list[dict[str, Any]] = []
     samples: list[tuple[int, float]] = []
+    if given.soak:
+        with bench(task_managers=2, task_manager_memory="2600m") as running:
+            samples = soak(running, replace(base, events=given.soak_events), 2)
+        print(json.dumps({"soak_mib": samples, "soak_growth": soak_growth(samples)}))
+        return
     for parallelism in (1, 2):
         with bench(task_managers=parallelism, task_manager_memory="2600m") as running:
             for number, workload in enumerate(sizes):
@@ -129,15 +197,8 @@ def main(arguments: list[str]) -> None:
         )
     reference = next(row for row in rows if row["users"] == 100_000 and row["parallelism"] == 2)
     plans = capacity(reference)
-    print(f"\nCapacity: rate x measured CPU an event / {HEADROOM:.0%} use. An event costs", end="")
-    print(f" {reference['cpu_us_per_event']} microseconds here.")
-    print("One slot a TaskManager and one core a slot, one partition a slot. Cassandra at RF 3")
-    print("stores three times; nodes of 16 cores. Not measured: network, replication traffic,")
-    print("compaction of months of data, more than two TaskManagers.")
-    for plan in plans:
-        print("  " + ", ".join(f"{name} {value:,}" for name, value in plan.items()))
-    level = [mib for events, mib in samples if events >= 1_000_000]
-    growth = round(max(level) / level[0] - 1, 3) if level else None
+    explain(reference, plans)
+    growth = soak_growth(samples)
     print(json.dumps({"rows": rows, "soak_mib": samples, "soak_growth": growth, "plans": plans}))
 
 

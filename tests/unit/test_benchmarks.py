@@ -1,0 +1,113 @@
+"""What the benchmarks compute, without servers: clocks, shares, workloads, capacity."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from benchmarks.pipeline import ratio
+from benchmarks.runner import BenchmarkError, Run, Saved, Spent
+from benchmarks.scale import RATES, capacity, soak_growth
+from benchmarks.workload import SPACE, Workload
+from udfs.schemas import Event, Product
+
+SMALL = Workload(events=500, users=50, products=30)
+
+
+def saved(written: list[float]) -> Saved:
+    return Saved(
+        [f"u{at}" for at in range(len(written))], np.zeros(len(written)), np.array(written)
+    )
+
+
+def run(rate: float) -> Run:
+    return Run(1, 1, rate, rate, {}, 0.0)
+
+
+def test_workload_is_the_same_for_every_contestant() -> None:
+    assert list(SMALL.stream(start_ms=5)) == list(SMALL.stream(start_ms=5))
+    assert list(SMALL.catalogue()) == list(SMALL.catalogue())
+
+
+def test_workload_is_what_it_says() -> None:
+    events = [msgspec.json.decode(value, type=Event) for _, value in SMALL.stream(start_ms=5)]
+    assert len({event.event_id for event in events}) == SMALL.events
+    assert [event.ts for event in events] == list(range(5, 5 + SMALL.events))
+    assert all(key == event.user_id for (key, _), event in zip(SMALL.stream(), events, strict=True))
+    products = [msgspec.json.decode(value, type=Product) for _, value in SMALL.catalogue()]
+    assert {event.product_id for event in events} <= {one.product_id for one in products}
+    assert {one.space for one in products} == {SPACE}
+    assert np.allclose(np.linalg.norm(SMALL.vectors(), axis=1), 1, atol=1e-5)
+
+
+def test_workload_users_are_skewed() -> None:
+    users = [key for key, _ in Workload(events=20_000, users=1000, products=10).stream()]
+    assert users.count("user-0000000") > 10 * users.count("user-0000099")
+
+
+def test_rate_counts_the_rows_within_the_window_only() -> None:
+    rows = saved([0.0, 1.0, 1.5, 2.0, 2.9, 3.0, 50.0])
+    assert rows.rate(1.0, 3.0) == pytest.approx(2.0)
+
+
+def test_steady_rate_leaves_the_slow_start_out() -> None:
+    start = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0]
+    rows = saved([*start, *(100 + at / 10 for at in range(90))])
+    assert rows.steady_rate(0.1) == pytest.approx(10.0)
+    assert rows.steady_rate(0.0) < 1
+
+
+def test_steady_rate_refuses_rows_of_one_moment() -> None:
+    with pytest.raises(BenchmarkError):
+        saved([1.0, 1.0, 1.0]).steady_rate()
+
+
+def test_cpu_time_of_a_role_that_appeared_later_counts_from_zero() -> None:
+    before = Spent(0.0, {"Kafka": 1.0}, 2.0)
+    after = Spent(10.0, {"Kafka": 3.0, "Python workers": 4.0}, 12.0)
+    assert after.per_event(before, 1000) == {"Kafka": 2000.0, "Python workers": 4000.0}
+
+
+def test_foreign_share_is_what_ours_did_not_use() -> None:
+    before, after = Spent(0.0, {"Kafka": 1.0}, 2.0), Spent(10.0, {"Kafka": 7.0}, 12.0)
+    assert after.foreign_share(before, cores=2) == pytest.approx(4 / 20)
+    assert before.foreign_share(Spent(-1.0, {"Kafka": 0.0}, 2.0), cores=2) == 0.0
+
+
+def test_ratio_is_none_where_a_baseline_was_skipped() -> None:
+    assert ratio(run(100.0), run(8.0)) == 12.5
+    assert ratio(run(100.0), None) is None
+
+
+def reference() -> dict[str, object]:
+    return {
+        "users": 100_000,
+        "products": 10_000,
+        "checkpoint_mib": 50.0,
+        "bytes_a_user": 500.0,
+        "cpu_us_per_event": {"TaskManagers": 60.0, "Cassandra": 30.0, "Kafka": 6.0},
+    }
+
+
+def test_capacity_is_rate_times_cost_over_use() -> None:
+    plans = capacity(reference())
+    assert [plan["events_per_second"] for plan in plans] == list(RATES)
+    first = plans[0]
+    assert first["task_managers"] == 10  # 100,000 × 60 µs / 0.6
+    assert first["cassandra_cores"] == 5
+    assert first["kafka_cores"] == 1
+    assert first["cassandra_nodes_rf3_16_cores"] == 3
+
+
+def test_capacity_states_memory_of_state_and_catalogue() -> None:
+    for plan in capacity(reference()):
+        assert plan["partitions"] >= plan["task_managers"]
+        assert plan["state_gib_10m_users"] == pytest.approx(4.7, abs=0.05)
+        assert plan["catalogue_mib_a_task_manager_100k_products"] == pytest.approx(24.4, abs=0.1)
+
+
+def test_soak_growth_looks_at_what_follows_the_first_million() -> None:
+    samples = [(500_000, 100.0), (1_000_000, 200.0), (1_500_000, 210.0), (2_000_000, 205.0)]
+    assert soak_growth(samples) == pytest.approx(0.05)
+    assert soak_growth(samples[:1]) is None
