@@ -58,7 +58,7 @@ _PREFIX_CACHE: Final = 500_000
 _TRANSIENT: Final = (
     NoHostAvailable,
     OperationTimedOut,
-    RequestExecutionException,  # timeouts, unavailable, overloaded, bootstrapping, write failure
+    RequestExecutionException,  # timeouts, unavailable, write failure
     ConnectionException,
     # What the driver hands on as the server sent it.
     IsBootstrappingErrorMessage,

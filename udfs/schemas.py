@@ -7,7 +7,7 @@ import binascii
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -79,6 +79,7 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     in_stock: bool = True
 
 
+_Wire = TypeVar("_Wire")
 _event_decoder = msgspec.json.Decoder(Event)
 _product_decoder = msgspec.json.Decoder(Product)
 _encoder = msgspec.json.Encoder()
@@ -90,6 +91,15 @@ def key_matches(key: str, identifier: str) -> bool:
     if key.isascii():
         return key == identifier
     return key.encode("latin-1") == identifier.encode()
+
+
+def _decode(decoder: msgspec.json.Decoder[_Wire], payload: bytes) -> _Wire:
+    try:
+        return decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RejectedError(Reason.NOT_JSON, str(error)) from error
 
 
 def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
@@ -107,12 +117,7 @@ def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
         raise RejectedError(Reason.EMPTY_VALUE, "the record has no value")
     if len(payload) > MAX_EVENT_BYTES:
         raise RejectedError(Reason.TOO_LARGE, f"{len(payload)} bytes, at most {MAX_EVENT_BYTES}")
-    try:
-        event = _event_decoder.decode(payload)
-    except msgspec.ValidationError as error:
-        raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RejectedError(Reason.NOT_JSON, str(error)) from error
+    event = _decode(_event_decoder, payload)
     if not key:
         raise RejectedError(Reason.MISSING_KEY, "the record key must be the user id")
     if not key_matches(key, event.user_id):
@@ -140,12 +145,7 @@ def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float3
     Raises:
         RejectedError: The record must go to the dead letters.
     """
-    try:
-        product = _product_decoder.decode(payload)
-    except msgspec.ValidationError as error:
-        raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RejectedError(Reason.NOT_JSON, str(error)) from error
+    product = _decode(_product_decoder, payload)
     if not key:
         raise RejectedError(Reason.MISSING_KEY, "the record key must be the product id")
     if not key_matches(key, product.product_id):
