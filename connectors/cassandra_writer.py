@@ -71,9 +71,10 @@ _TRANSIENT: Final = (
 class WriterConfig:
     """How the writer groups and retries."""
 
-    batch_bytes: int = 4_500
-    """Serialised values a batch, bytes; the server warns above 5 KiB by default."""
-    batch_rows: int = 100
+    batch_bytes: int = 16_000
+    """Serialised values a batch, bytes; a server warns above batch_size_warn_threshold (5 KiB
+    unless raised) and refuses above batch_size_fail_threshold (50 KiB)."""
+    batch_rows: int = 400
     """Rows a batch at the most."""
     in_flight: int = 64
     """Batches sent and not yet acknowledged: with batch_bytes, what the writer holds in memory."""

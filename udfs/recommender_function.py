@@ -50,6 +50,8 @@ from udfs.schemas import (
 
 THREAD_MODE: Final = "thread"
 PROCESS_MODE: Final = "process"
+# The input has dried up when no event came for so long; a backlog's next event comes at once.
+_IDLE_MS: Final = 100
 
 
 class ExecutionModeError(RuntimeError):
@@ -65,7 +67,8 @@ class RecommenderConfig:
     tick_ms: int = 1000
     """Time between lookups of one user, milliseconds; 0: at every event."""
     tick_max_ms: int = 10_000
-    """The tick stretches under load, so that saving takes at most half of it, up to this."""
+    """The tick stretches under load, so that saving takes at most half of it, up to this; while
+    the events read are older than this, it has this length: no list would be fresh anyway."""
     max_pending: int = 100_000
     """Events of one subtask that are kept for the next tick; then it is taken at once."""
     profile_ttl_days: int = 90
@@ -154,6 +157,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._pending_count = 0
         self._tick_end_ms = 0
         self._stretched_ms = config.tick_ms
+        self._probe_ms = 0
+        self._event_ms = 0
+        self._event_ts = 0
+        self._active_ms = 0
+        self._catching_up = False
         group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
         self._events = group.counter("events")
         self._updates = group.counter("updates")
@@ -184,8 +192,12 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         touched = self._touched.get(key)
         if touched is None:
             touched = self._touch(key, ctx, now_ms)
+        elif touched.flushed:
+            self._schedule(touched, ctx, now_ms)
         touched.events.append(PendingEvent(event, value))
         touched.flushed = False
+        self._event_ts = event.ts
+        self._event_ms = self._active_ms = now_ms
         self._pending_count += 1
         if self._config.tick_ms == 0:
             yield from self._flush(ctx)
@@ -207,7 +219,12 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             if touched is None or self._config.tick_ms:
                 return
         elif timestamp < touched.due_ms:
-            return  # a waiting user's retry, touched meanwhile: the tick's own timer follows
+            # A waiting user's retry, touched meanwhile, or a stretched tick's probe: the user's
+            # own timer follows.
+            if timestamp == self._probe_ms:
+                yield from self._probe(ctx, now_ms)
+            return
+        self._active_ms = now_ms
         if not touched.flushed:
             yield from self._flush(ctx)
         self._finish(key, touched, ctx, now_ms)
@@ -250,12 +267,41 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             self._pending_count += 1
         self._touched[key] = touched
         if self._config.tick_ms:
-            # Not ahead of the clock, or so far that the clock must have gone back.
-            if not 0 < self._tick_end_ms - now_ms <= self._config.tick_max_ms:
-                self._tick_end_ms = (now_ms // self._stretched_ms + 1) * self._stretched_ms
+            self._schedule(touched, ctx, now_ms)
+        return touched
+
+    def _schedule(
+        self, touched: Touched, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
+    ) -> None:
+        """Let the user of the current key be saved at the end of this tick, or of a new one."""
+        # Not ahead of the clock, or so far that the clock must have gone back.
+        if not 0 < self._tick_end_ms - now_ms <= self._config.tick_max_ms:
+            if now_ms - self._active_ms >= _IDLE_MS:
+                self._stretched_ms = self._config.tick_ms  # the load that stretched it is over
+                self._catching_up = False
+            self._tick_end_ms = (now_ms // self._stretched_ms + 1) * self._stretched_ms
+            if self._tick_end_ms - now_ms > self._config.tick_ms:
+                self._schedule_probe(ctx, now_ms)
+        if touched.due_ms != self._tick_end_ms:
             touched.due_ms = self._tick_end_ms
             ctx.timer_service().register_processing_time_timer(self._tick_end_ms)
-        return touched
+
+    def _schedule_probe(
+        self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
+    ) -> None:
+        self._probe_ms = now_ms + self._config.tick_ms
+        ctx.timer_service().register_processing_time_timer(self._probe_ms)
+
+    def _probe(
+        self, ctx: KeyedBroadcastProcessFunction.OnTimerContext, now_ms: int
+    ) -> Iterator[SaveBatch | BatchReference]:
+        """Within a stretched tick: save at once where its reason is gone, else look later."""
+        caught_up = self._catching_up and now_ms - self._event_ts <= self._config.tick_max_ms
+        if now_ms - self._event_ms < _IDLE_MS and not caught_up:
+            self._schedule_probe(ctx, now_ms)
+            return
+        yield from self._flush(ctx)
+        self._tick_end_ms = 0  # what comes now belongs to a tick of its own
 
     def _revisit(
         self, key: str, ctx: KeyedBroadcastProcessFunction.OnTimerContext, now_ms: int
@@ -310,6 +356,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._load_catalogue(ctx)
         started = time.monotonic()
         users = [touched for touched in self._touched.values() if not touched.flushed]
+        # One of a user's events stands for all; the newest of all users' is no straggler.
+        newest_ms = max(
+            (user.events[-1].event.ts for user in users if user.events),
+            default=self._active_ms,
+        )
         for batch in recommend(
             users, self._catalogue, self._config.recommend, time.time_ns() // 1000
         ):
@@ -324,11 +375,13 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             else:
                 yield batch
         self._pending_count = 0
+        self._active_ms = time.time_ns() // 1_000_000
         spent_ms = round((time.monotonic() - started) * 1000)
         if self._config.tick_ms:
-            self._stretched_ms = min(
-                max(self._config.tick_ms, 2 * spent_ms), self._config.tick_max_ms
-            )
+            longest_ms = self._config.tick_max_ms
+            self._catching_up = self._active_ms - spent_ms - newest_ms > longest_ms
+            wanted_ms = longest_ms if self._catching_up else 2 * spent_ms
+            self._stretched_ms = min(max(self._config.tick_ms, wanted_ms), longest_ms)
             self._tick_gauge.set(self._stretched_ms)
 
     def _load_catalogue(self, ctx: Any) -> None:

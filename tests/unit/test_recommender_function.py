@@ -675,18 +675,79 @@ def test_subtask_is_asked_the_way_of_the_execution_mode() -> None:
     assert (subtask_index(thread), subtask_index(process)) == (5, 4)
 
 
-def test_tick_stretches_with_the_time_a_save_takes(shop: Harness) -> None:
-    shop.event(1)
+def stretch(shop: Harness, save_ms: int) -> None:
+    """Run a tick whose save takes so long."""
+    shop.event(0)
     timestamp, key = shop.backend.timers.pop()
     shop.clock.now_ms = timestamp
     shop.backend.key = key
-    for _ in shop._function.on_timer(timestamp, shop._context):
-        shop.clock.now_ms += 3000  # the chained writer waits for Cassandra
+    for batch in shop._function.on_timer(timestamp, shop._context):
+        shop.clock.now_ms += save_ms  # the chained writer waits for Cassandra
+        assert isinstance(batch, BatchReference)
+        shop.out.append(resolve(batch))
+
+
+def test_tick_stretches_with_the_time_a_save_takes(shop: Harness) -> None:
+    stretch(shop, 3000)
     assert shop.count("tick_ms") == 6000
-    shop.event(2)
-    ((due, _),) = shop.backend.timers
-    assert due % 6000 == 0
-    assert shop.clock.now_ms < due <= shop.clock.now_ms + 6000
+    start = shop.clock.now_ms
+    for number in range(1, 200):
+        shop.event(number)
+        shop.advance(50)
+        if len(shop.batches()) > 1:
+            break
+    assert 3000 < shop.clock.now_ms - start <= 6050
+    assert shop.saved()[1:] == [f"e{number}" for number in range(1, number + 1)]
+
+
+def test_stretched_tick_ends_when_the_input_dries_up(shop: Harness) -> None:
+    stretch(shop, 3000)
+    start = (shop.clock.now_ms // 6000 + 1) * 6000
+    shop.clock.now_ms = shop._function._active_ms = start  # a whole stretched tick is ahead
+    for number in range(1, 31):
+        shop.event(number, f"u{number % 3}")
+        shop.advance(50)
+    assert len(shop.batches()) == 1
+    shop.advance(1000)
+    assert sorted(shop.saved()[1:]) == sorted(f"e{number}" for number in range(1, 31))
+    shop.event(31, "u1")
+    shop.event(32, "new")
+    shop.advance(1000)
+    assert shop.saved()[31:] == ["e31", "e32"]
+    shop.advance(10_000)
+    assert shop.backend.timers == set()
+    assert shop.backend.lists == {}
+    assert len(shop.profile("u1").interactions()) == 11
+
+
+def test_tick_is_longest_while_old_events_are_read(shop: Harness) -> None:
+    for number in range(400):
+        shop.event(number, ts=shop.clock.now_ms - 3_600_000)
+        shop.advance(50)
+    assert shop.count("tick_ms") == 10_000
+    behind = len(shop.batches())
+    assert behind <= 3
+    for number in range(400, 440):  # caught up: events of now, without a pause
+        shop.event(number)
+        shop.advance(50)
+    assert shop.count("tick_ms") == 1000
+    assert len(shop.batches()) >= behind + 2
+    assert shop.saved() == [f"e{number}" for number in range(len(shop.saved()))]
+
+
+def test_one_straggler_does_not_stretch_the_tick(shop: Harness) -> None:
+    shop.event(1, "slow-phone", ts=shop.clock.now_ms - 86_400_000)
+    shop.event(2, "b")
+    shop.advance(1000)
+    assert shop.count("tick_ms") in (0, 1000)
+
+
+def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
+    stretch(shop, 3000)
+    shop.advance(6000)
+    shop.event(1)
+    shop.advance(1000)
+    assert shop.saved() == ["e0", "e1"]
 
 
 def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
