@@ -18,6 +18,8 @@ KEYSPACE ?= recommender
 RATE ?= 50
 N ?= 1
 YES ?=
+ARGS ?=
+AT ?=
 PYTEST_ARGS ?=
 
 LOCAL = $(PY) -m local --root $(STACK_ROOT) --kafka-port $(KAFKA_PORT) \
@@ -32,7 +34,7 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
+.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay test unit lint format lock \
 	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
 
 help: ## List the commands
@@ -101,6 +103,17 @@ resume: env jars ## After a crash: restart what is dead, resume the job from its
 
 scale: env jars ## Run the job with N TaskManagers: make scale N=2
 	@$(LOCAL) scale $(N)
+
+DEAD_LETTERS = $(PY) -m connectors.dead_letter_tool --bootstrap 127.0.0.1:$(KAFKA_PORT)
+
+dead-letters: env ## List what was refused: make dead-letters ARGS="--since 2h --reason not_json"
+	@$(DEAD_LETTERS) list $(ARGS)
+
+dead-letter: env ## Show one dead letter whole: make dead-letter AT=0/17
+	@$(DEAD_LETTERS) show $(AT)
+
+replay: env ## Send dead letters back after a fix: make replay ARGS="--reason not_json --dry-run"
+	@$(DEAD_LETTERS) replay $(ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 
