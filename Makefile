@@ -34,8 +34,8 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay test unit lint format lock \
-	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
+	test unit lint format check-alerts lock upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -131,6 +131,13 @@ lint: env ## Check style and types; changes nothing
 format: env ## Format the code and apply safe fixes
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+check-alerts: ## Check the Prometheus configuration and play series against the alert rules
+	@command -v promtool >/dev/null || { \
+		echo "promtool: not found"; \
+		echo "  remedy: apt-get install prometheus, or any Prometheus release"; exit 1; }
+	@promtool check config flink-conf/prometheus/prometheus.yml
+	@promtool test rules flink-conf/prometheus/alerts_test.yml
 
 UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --all-extras --generate-hashes \
 	--python-version 3.11 --no-header --no-annotate --output-file requirements.lock
