@@ -83,3 +83,24 @@ def test_what_dashboard_and_alerts_ask_for_is_exported_and_a_replay_comes_throug
     names = set(exported_metrics.kept_names(samples))
     gone = [name for name in exported_metrics.golden_names() if name not in names]
     assert gone == [], "renew the list: python -m tests.exported_metrics"
+
+
+def test_a_replay_from_kafka_builds_state_and_lists_anew(stack: Stack) -> None:
+    with Pipeline.create(stack, "replay", "--tick-ms", "200") as pipeline:
+        vectors = clustered_vectors(60)
+        pipeline.publish({f"p{number}": vector for number, vector in enumerate(vectors)})
+        pipeline.submit()
+        pipeline.send(click(f"u{number % 7}", f"p{number}") for number in range(50))
+        before = pipeline.wait_right()
+        stack.flink.stop_with_savepoint(pipeline.job)
+        # What replaces it must come from the events, not from the rows that are there.
+        pipeline.query("TRUNCATE {}.recommendations_by_user")
+        assert pipeline.lists() == {}
+
+        # As the runbook has it: without the savepoint, under a group that has no offsets.
+        pipeline.options = (*pipeline.options, "--kafka-group", f"{pipeline.suffix}-again")
+        pipeline.submit()
+        after = pipeline.wait_right()
+
+        assert after.events == before.events == 50
+        assert after.vectors_compared == before.vectors_compared == 7
