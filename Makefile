@@ -18,6 +18,8 @@ KEYSPACE ?= recommender
 RATE ?= 50
 N ?= 1
 YES ?=
+ARGS ?=
+AT ?=
 PYTEST_ARGS ?=
 
 LOCAL = $(PY) -m local --root $(STACK_ROOT) --kafka-port $(KAFKA_PORT) \
@@ -32,8 +34,8 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
-	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
+	test unit lint format check-alerts lock upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -102,6 +104,17 @@ resume: env jars ## After a crash: restart what is dead, resume the job from its
 scale: env jars ## Run the job with N TaskManagers: make scale N=2
 	@$(LOCAL) scale $(N)
 
+DEAD_LETTERS = $(PY) -m connectors.dead_letter_tool --bootstrap 127.0.0.1:$(KAFKA_PORT)
+
+dead-letters: env ## List what was refused: make dead-letters ARGS="--since 2h --reason not_json"
+	@$(DEAD_LETTERS) list $(ARGS)
+
+dead-letter: env ## Show one dead letter whole: make dead-letter AT=0/17
+	@$(DEAD_LETTERS) show $(AT)
+
+replay: env ## Send dead letters back after a fix: make replay ARGS="--reason not_json --dry-run"
+	@$(DEAD_LETTERS) replay $(ARGS)
+
 # --- checks --------------------------------------------------------------------------------------
 
 test: env jars ## All tests; the integration tests start their own servers
@@ -118,6 +131,13 @@ lint: env ## Check style and types; changes nothing
 format: env ## Format the code and apply safe fixes
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+check-alerts: ## Check the Prometheus configuration and play series against the alert rules
+	@command -v promtool >/dev/null || { \
+		echo "promtool: not found"; \
+		echo "  remedy: apt-get install prometheus, or any Prometheus release"; exit 1; }
+	@promtool check config flink-conf/prometheus/prometheus.yml
+	@promtool test rules flink-conf/prometheus/alerts_test.yml
 
 UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --all-extras --generate-hashes \
 	--python-version 3.11 --no-header --no-annotate --output-file requirements.lock

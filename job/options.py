@@ -79,6 +79,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="further client property (repeatable), such as security.protocol=SASL_SSL",
     )
+    group.add_argument(
+        "--kafka-property-env",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VARIABLE",
+        help="the same with its value in an environment variable of the client: for secrets,"
+        " such as sasl.jaas.config=RECOMMENDER_KAFKA_JAAS",
+    )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
     add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
@@ -168,15 +177,19 @@ def parse(arguments: Sequence[str]) -> JobOptions:
     if given.cassandra_username is not None and password is None:
         msg = f"--cassandra-username needs the password in {given.cassandra_password_env}"
         raise OptionError(msg)
+    properties = dict(given.kafka_property)
+    for name, variable in given.kafka_property_env:
+        if variable not in os.environ:
+            msg = f"--kafka-property-env: {name} needs its value in {variable}"
+            raise OptionError(msg)
+        properties[name] = os.environ[variable]
     try:
         profile = ProfileConfig(
             weights={**ProfileConfig().weights, **dict(given.weight)},
             **_same_names(given, ProfileConfig, "weights"),
         )
         return JobOptions(
-            kafka=KafkaOptions(
-                given.kafka_bootstrap, given.kafka_group, dict(given.kafka_property)
-            ),
+            kafka=KafkaOptions(given.kafka_bootstrap, given.kafka_group, properties),
             cassandra=CassandraOptions(
                 hosts=given.cassandra_hosts,
                 port=given.cassandra_port,

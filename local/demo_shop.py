@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from types import FrameType
 
-import msgspec
-from confluent_kafka import Producer
-
+from connectors.event_client import EventClient, make_event
 from local.demo_catalogue import DemoProduct, products
 
 USERS = 500
@@ -108,27 +106,22 @@ def run(bootstrap: str, rate: float, topic: str = "events", limit: int | None = 
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 10}
-    )
     sent = 0
     begin = time.monotonic()
-    for event in Shop(seed=time.time_ns()).events():
-        if not running or (limit is not None and sent >= limit):
-            break
-        try:
-            producer.produce(topic, msgspec.json.encode(event), str(event["user_id"]))
-        except BufferError:  # the broker is away; the queue holds what was not yet sent
-            producer.poll(0.5)
-            continue
-        sent += 1
-        producer.poll(0)
-        ahead = begin + sent / rate - time.monotonic()
-        if ahead > 0:
-            time.sleep(ahead)
-        elif ahead < -5:  # after an outage: no burst to catch up
-            begin = time.monotonic() - sent / rate
-    producer.flush(20)
+    with EventClient(bootstrap, topic, flush_timeout_s=20) as client:
+        for event in Shop(seed=time.time_ns()).events():
+            if not running or (limit is not None and sent >= limit):
+                break
+            if not client.offer(make_event(event, time.time_ns() // 1_000_000)):
+                # The broker is away, and the buffer holds what was not yet sent.
+                time.sleep(0.5)
+                continue
+            sent += 1
+            ahead = begin + sent / rate - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
+            elif ahead < -5:  # after an outage: no burst to catch up
+                begin = time.monotonic() - sent / rate
     return sent
 
 

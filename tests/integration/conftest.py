@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from local.kafka_broker import KafkaBroker
+from local.processes import Guardian, free_ports
 from local.stack import Stack, StackConfig
 
 
@@ -27,3 +29,18 @@ def small_config(root: Path) -> StackConfig:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(small_config(tmp_path_factory.mktemp("stack"))) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A broker alone, for tests that need nothing else and may stop it."""
+    root = tmp_path_factory.mktemp("kafka")
+    port, controller_port = free_ports(2)
+    broker = KafkaBroker(root, port, controller_port, heap="256m")
+    guardian = Guardian(broker.process.run_dir)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+        guardian.release()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyflink
 import pytest
+import yaml
 
 from local import flink_config
 
@@ -24,6 +25,14 @@ _REPORTER = re.compile(r"^metrics\.reporter\.\w+\.(.+)$")
 
 def text() -> str:
     return SOURCE.read_text(encoding="utf-8")
+
+
+def kubernetes_keys() -> list[str]:
+    """The keys of the manifest that are Flink's own, and not the operator's."""
+    manifest = (flink_config.SOURCE / "kubernetes" / "flink-deployment.yaml").read_text("utf-8")
+    deployment = list(yaml.safe_load_all(manifest))[-1]
+    keys = deployment["spec"]["flinkConfiguration"]
+    return [key for key in keys if not key.startswith("kubernetes.operator.")]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,9 @@ def option_key(key: str) -> str:
     return reporter.group(1) if reporter else key
 
 
-@pytest.mark.parametrize("key", [*flink_config.keys(text()), *_WRITTEN])
+@pytest.mark.parametrize(
+    "key", dict.fromkeys([*flink_config.keys(text()), *_WRITTEN, *kubernetes_keys()])
+)
 def test_every_key_exists_in_flink(key: str, option_classes: bytes) -> None:
     if key == "metrics.reporter.prom.port":
         plugin = Path(pyflink.__file__).parent / "plugins" / "metrics-prometheus"

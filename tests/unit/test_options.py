@@ -43,7 +43,7 @@ CASES = [
     ("execution-mode", "process", "recommender.execution_mode", "process"),
 ]
 # Options of several, or tested below.
-OTHERS = {"weight", "cassandra-username", "cassandra-password-env", "help"}
+OTHERS = {"weight", "kafka-property-env", "cassandra-username", "cassandra-password-env", "help"}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -184,3 +184,14 @@ def test_no_option_takes_a_password() -> None:
 def test_secrets_of_kafka_are_not_shown() -> None:
     options = parse(["--kafka-property", "sasl.jaas.config=password='hunter2'"])
     assert "hunter2" not in repr(options)
+
+
+def test_a_secret_of_kafka_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAAS", "a=b;")
+    arguments = ["--kafka-property", "a=1", "--kafka-property-env", "sasl.jaas.config=JAAS"]
+
+    assert parse(arguments).kafka.properties == {"a": "1", "sasl.jaas.config": "a=b;"}
+
+    monkeypatch.delenv("JAAS")
+    with pytest.raises(OptionError, match="needs its value in JAAS"):
+        parse(arguments)

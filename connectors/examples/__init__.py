@@ -1,0 +1,1 @@
+"""Examples of services that send events: a Flask shop, and curl."""

@@ -1,0 +1,292 @@
+"""The files for operators: dashboard, alert rules, manifests and runbook say what is true."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from api.config import ApiConfig
+from job.options import parse
+from local import cli, flink_config
+from local.processes import PROJECT
+from tests import exported_metrics
+from tests.exported_metrics import Sample, Selector, selectors
+
+QUERIES = exported_metrics.queries()
+RUNBOOK = (PROJECT / "flink-conf" / "RUNBOOK.md").read_text(encoding="utf-8")
+KUBERNETES = PROJECT / "flink-conf" / "kubernetes"
+# The newest whose schemas the validator has and that clusters run.
+KUBERNETES_VERSION = "1.34"
+
+
+def manifests() -> list[dict[str, Any]]:
+    return [
+        manifest
+        for file in sorted(KUBERNETES.glob("*.yaml"))
+        for manifest in yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    ]
+
+
+MANIFESTS = {f"{one['kind']} {one['metadata']['name']}": one for one in manifests()}
+DEPLOYMENT: dict[str, Any] = MANIFESTS["FlinkDeployment recommender"]["spec"]
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def test_selectors_are_found_wherever_they_stand() -> None:
+    query = 'sum by (a) (rate(x{l="v"}[5m])) / on() group_left max(y{m!~"b.*"} offset 1m) > bool 1'
+
+    assert selectors(query) == {
+        Selector("x", (("l", "=", "v"),)),
+        Selector("y", (("m", "!~", "b.*"),)),
+    }
+    with pytest.raises(ValueError, match="unclosed"):
+        selectors("sum(")
+
+
+def test_a_selector_matches_by_its_labels() -> None:
+    sample = Sample("x", {"l": "value"})
+
+    assert Selector("x", (("l", "=~", "val.*"), ("none", "=", ""))).matches(sample)
+    assert not Selector("x", (("l", "=~", "val"),)).matches(sample)
+    assert not Selector("x", (("l", "!=", "value"),)).matches(sample)
+    assert not Selector("y").matches(sample)
+
+
+@pytest.mark.parametrize("where", QUERIES)
+def test_every_metric_that_is_asked_for_is_exported(where: str) -> None:
+    known = {*exported_metrics.golden_names(), "up"}
+    known |= {rule["record"] for rule in exported_metrics.rules() if "record" in rule}
+
+    asked = {one.name for one in selectors(QUERIES[where])}
+
+    assert asked
+    assert asked <= known
+
+
+def test_of_the_kafka_clients_one_metric_is_kept() -> None:
+    names = exported_metrics.golden_names()
+
+    assert len(names) > 150
+    assert [name for name in names if "_KafkaConsumer_" in name or "_KafkaProducer_" in name] == [
+        "flink_taskmanager_job_task_operator_KafkaSourceReader_KafkaConsumer_records_lag_max"
+    ]
+    assert exported_metrics.dropped("flink_x_KafkaProducer_record_send_rate")
+    assert not exported_metrics.dropped("flink_taskmanager_job_task_operator_pendingRecords")
+
+
+def test_both_scrape_configurations_keep_the_same() -> None:
+    kept = []
+    for name in ("prometheus.yml", "prometheus-kubernetes.yml"):
+        config = yaml.safe_load((exported_metrics.PROMETHEUS / name).read_text(encoding="utf-8"))
+        jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+        assert set(jobs) == {"flink", "recommender-api"}
+        kept.append(jobs["flink"]["metric_relabel_configs"])
+
+    assert kept[0] == kept[1]
+
+
+# --- dashboard ----------------------------------------------------------------------------------
+
+
+def test_grafanas_own_model_knows_every_field_of_the_dashboard() -> None:
+    register_default_plugins()
+    dashboard = json.loads(exported_metrics.DASHBOARD.read_text(encoding="utf-8"))
+
+    again = json.loads(json.dumps(Dashboard.from_json(dashboard).to_json(), cls=JSONEncoder))
+
+    # What the model does not know is lost on the way; defaults come in addition.
+    assert list(lost(dashboard, again)) == []
+    misspelt = {**dashboard, "panles": []}
+    assert list(lost(misspelt, again)) == ["/panles"]
+
+
+def lost(before: Any, after: Any, at: str = "") -> Iterator[str]:
+    """Where ``after`` lacks or changes something of ``before``."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            if key in after:
+                yield from lost(value, after[key], f"{at}/{key}")
+            else:
+                yield f"{at}/{key}"
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, pair in enumerate(zip(before, after, strict=True)):
+            yield from lost(*pair, f"{at}/{number}")
+    elif before != after:
+        yield at
+
+
+def test_panels_lie_beside_each_other_and_have_a_source() -> None:
+    panels = exported_metrics.panels()
+    taken: set[tuple[int, int]] = set()
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = set(
+            itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+        )
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+        if panel["type"] != "row":
+            assert {one["datasource"]["uid"] for one in panel["targets"]} == {"${datasource}"}
+    assert len(taken) == 24 * max(row + 1 for _, row in taken), "a hole in the grid"
+
+
+# --- alerts and runbook -------------------------------------------------------------------------
+
+
+def test_every_alert_says_what_to_do() -> None:
+    alerts = [rule for rule in exported_metrics.rules() if "alert" in rule]
+    sections = re.findall(r"^### ([A-Z]\w+)$", RUNBOOK, re.MULTILINE)
+
+    assert sorted(alert["alert"] for alert in alerts) == sorted(sections)
+    for alert in alerts:
+        assert alert["labels"]["severity"] in {"page", "ticket"}
+        assert alert["annotations"]["summary"]
+        assert alert["annotations"]["description"]
+
+
+def test_every_command_of_the_runbook_exists() -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    used = set(re.findall(r"\bmake ([a-z-]+)", RUNBOOK))
+    modules = set(re.findall(r"python -m ([\w.]+)", RUNBOOK))
+
+    assert used >= {"up", "down", "scale", "resume", "dead-letters", "replay"}
+    assert used <= targets
+    assert modules
+    assert all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def test_every_file_that_the_runbook_names_exists() -> None:
+    named = set(re.findall(r"`((?:flink-conf|job|local|connectors|tests)/[\w./-]+)`", RUNBOOK))
+
+    assert named
+    assert [name for name in sorted(named) if not (PROJECT / name).exists()] == []
+
+
+def test_topics_of_the_runbook_are_those_of_the_stack() -> None:
+    assert set(cli.TOPICS) == {"events", "catalogue", "dead-letters"}
+    for topic in cli.TOPICS:
+        assert f"`{topic}`" in RUNBOOK
+
+
+# --- Kubernetes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if "FlinkDeployment" not in name])
+def test_manifests_follow_their_schemas(name: str) -> None:
+    kubernetes_validate.validate(MANIFESTS[name], KUBERNETES_VERSION, strict=True)
+
+
+def test_the_pod_template_of_the_job_is_a_pod() -> None:
+    template = DEPLOYMENT["podTemplate"]
+
+    kubernetes_validate.validate(template, KUBERNETES_VERSION, strict=True)
+    # The container that the operator fills in goes by this name.
+    assert [one["name"] for one in template["spec"]["containers"]] == ["flink-main-container"]
+
+
+def test_a_manifest_that_is_wrong_is_found() -> None:
+    wrong = {**MANIFESTS["Service recommender-api"], "spec": {"port": 80}}
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES_VERSION, strict=True)
+
+
+# What a cluster of pods has otherwise than one machine: addresses, ports and sizes.
+OTHERWISE = {
+    *("rest.bind-address", "rest.address", "jobmanager.bind-host", "jobmanager.rpc.address"),
+    *("taskmanager.bind-host", "taskmanager.host", "metrics.reporter.prom.port"),
+    *("taskmanager.memory.process.size", "jobmanager.memory.process.size"),
+    # A pod is not found again by a TaskManager that waits; the live status asks by REST.
+    *("taskmanager.registration.timeout", "metrics.fetcher.update-interval"),
+}
+
+
+def test_the_job_has_the_same_settings_as_on_one_machine() -> None:
+    text = (PROJECT / "flink-conf" / "config.yaml").read_text(encoding="utf-8")
+    here = {key: _text(value) for key, value in yaml.safe_load(text).items()}
+    there = {key: _text(value) for key, value in DEPLOYMENT["flinkConfiguration"].items()}
+
+    assert list(here) == flink_config.keys(text)
+    assert here.keys() >= OTHERWISE
+    assert {key: there.get(key) for key in here.keys() - OTHERWISE} == {
+        key: value for key, value in here.items() if key not in OTHERWISE
+    }
+    assert (
+        DEPLOYMENT["taskManager"]["resource"]["memory"] == here["taskmanager.memory.process.size"]
+    )
+    assert DEPLOYMENT["jobManager"]["resource"]["memory"] == here["jobmanager.memory.process.size"]
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_job_understands_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = DEPLOYMENT["job"]["args"]
+    script = arguments.index("-py") + 1
+    assert (PROJECT / "job" / "main.py").exists()
+    assert arguments[script].endswith("/job/main.py")
+    given = {one["name"] for one in _container()["env"]}
+    for name in given:
+        monkeypatch.setenv(name, f"the value of {name}")
+
+    options = parse(arguments[script + 1 :])
+
+    assert options.cassandra.password == "the value of RECOMMENDER_CASSANDRA_PASSWORD"
+    assert options.kafka.properties["sasl.jaas.config"] == "the value of RECOMMENDER_KAFKA_JAAS"
+
+
+def test_the_service_understands_its_variables() -> None:
+    variables = dict(MANIFESTS["ConfigMap recommender-api"]["data"])
+    settings = (PROJECT / "api" / "gunicorn.conf.py").read_text(encoding="utf-8")
+    gunicorns = {name for name in variables if f'"{name}"' in settings}
+
+    config = ApiConfig.from_env({**variables, "RECOMMENDER_CASSANDRA_PASSWORD": "x"})
+
+    assert config.cassandra.hosts == ("cassandra",)
+    assert config.cassandra.local_dc == "dc1"
+    known = {name for name in variables if name.startswith("RECOMMENDER_CASSANDRA_")}
+    assert known | gunicorns == set(variables)
+
+
+def _container() -> dict[str, Any]:
+    found: dict[str, Any] = DEPLOYMENT["podTemplate"]["spec"]["containers"][0]
+    return found
+
+
+def test_secrets_are_named_and_never_written() -> None:
+    service = MANIFESTS["Deployment recommender-api"]["spec"]["template"]["spec"]["containers"][0]
+
+    assert not [name for name in MANIFESTS if name.startswith("Secret")]
+    for variable in [*_container()["env"], *service["env"]]:
+        assert variable["valueFrom"]["secretKeyRef"]["name"] == "recommender-secrets"
+    assert not [one for one in DEPLOYMENT["job"]["args"] if "password" in one.lower()]
+
+
+def test_pods_are_scraped_where_their_metrics_are() -> None:
+    template = DEPLOYMENT["podTemplate"]["metadata"]["annotations"]
+    service = MANIFESTS["Deployment recommender-api"]["spec"]["template"]
+
+    assert template["prometheus.io/port"] == "9250"
+    assert DEPLOYMENT["flinkConfiguration"]["metrics.reporter.prom.port"] == "9250"
+    (port,) = service["spec"]["containers"][0]["ports"]
+    assert service["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
+    bind = MANIFESTS["ConfigMap recommender-api"]["data"]["RECOMMENDER_API_BIND"]
+    assert bind.endswith(f":{port['containerPort']}")
