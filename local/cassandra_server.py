@@ -8,8 +8,9 @@ from typing import Any, Literal
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.policies import WhiteListRoundRobinPolicy
 
+from local.data_server import DataServer
 from local.preflight import check_jars, find_java, java_env
-from local.processes import LOOPBACK, PROJECT, ServerProcess, is_listening, tail
+from local.processes import LOOPBACK, PROJECT, is_listening
 
 CommitLog = Literal["periodic", "group", "batch"]
 
@@ -126,7 +127,7 @@ _FAST_START = [
 ]
 
 
-class CassandraServer:
+class CassandraServer(DataServer):
     """The server process, and sessions to it."""
 
     def __init__(
@@ -138,24 +139,12 @@ class CassandraServer:
         commit_log: CommitLog = "periodic",
         host: str = LOOPBACK,
     ) -> None:
-        self.host = host
-        self.port = port
+        super().__init__("cassandra", "cassandra.yaml", root, port, heap, host)
         self.storage_port = storage_port
-        self.heap = heap
         self.commit_log = commit_log
-        self._data = root / "data" / "cassandra"
-        self._conf = root / "conf" / "cassandra" / "cassandra.yaml"
-        self._log = root / "logs" / "cassandra.log"
-        self.process = ServerProcess("cassandra", root / "run", root / "logs" / "cassandra.out")
 
-    def launch(self) -> None:
-        """Start the process without waiting for it."""
-        if self.process.alive:
-            return
+    def _spawn(self) -> None:
         jars = check_jars("cassandra")
-        self._conf.parent.mkdir(parents=True, exist_ok=True)
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         self._conf.write_text(
             _YAML.format(
                 host=self.host,
@@ -221,25 +210,3 @@ class CassandraServer:
             return bool(self.query("SELECT release_version FROM system.local"))
         except (NoHostAvailable, OSError, RuntimeError):
             return False
-
-    def wait_ready(self, timeout: float = 120) -> None:
-        """Wait until the node answers a query."""
-        remedy = f"read {self._log}; `make reset` deletes its data"
-        self.process.wait_ready(self.answers, timeout, remedy=remedy, log=self._log)
-
-    def start(self, timeout: float = 120) -> None:
-        """Start the node (a no-op if it lives) and wait until it answers."""
-        self.launch()
-        self.wait_ready(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL; `start` brings it back on the same port with its data."""
-        self.process.kill()
-
-    def stop(self) -> None:
-        """Orderly end: it flushes its commit log."""
-        self.process.stop(30)
-
-    def log_tail(self) -> str:
-        """The last lines of the server's log."""
-        return tail(self._log)

@@ -11,9 +11,10 @@ from pathlib import Path
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from local.data_server import DataServer
 from local.errors import StackError
 from local.preflight import check_jars, find_java, java_env
-from local.processes import LOOPBACK, PROJECT, ServerProcess, is_listening, tail
+from local.processes import LOOPBACK, PROJECT, is_listening
 
 _LOG4J = PROJECT / "local" / "kafka" / "log4j2.properties"
 
@@ -52,20 +53,14 @@ log.retention.hours=168
 """
 
 
-class KafkaBroker:
+class KafkaBroker(DataServer):
     """The broker process and the few things that the stack asks of it."""
 
     def __init__(
         self, root: Path, port: int, controller_port: int, heap: str = "512m", host: str = LOOPBACK
     ) -> None:
-        self.host = host
-        self.port = port
+        super().__init__("kafka", "server.properties", root, port, heap, host)
         self.controller_port = controller_port
-        self.heap = heap
-        self._data = root / "data" / "kafka"
-        self._conf = root / "conf" / "kafka" / "server.properties"
-        self._log = root / "logs" / "kafka.log"
-        self.process = ServerProcess("kafka", root / "run", root / "logs" / "kafka.out")
 
     @property
     def bootstrap(self) -> str:
@@ -80,7 +75,6 @@ class KafkaBroker:
         """Give a new data folder its cluster id; a second start finds it done."""
         if (self._data / "meta.properties").exists():
             return
-        self._data.mkdir(parents=True, exist_ok=True)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         done = subprocess.run(
             [
@@ -97,11 +91,7 @@ class KafkaBroker:
             log = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
             raise StackError("kafka", "its data folder cannot be formatted", "see the log", log)
 
-    def launch(self) -> None:
-        """Start the process without waiting for it."""
-        if self.process.alive:
-            return
-        self._conf.parent.mkdir(parents=True, exist_ok=True)
+    def _spawn(self) -> None:
         self._conf.write_text(
             _PROPERTIES.format(
                 host=self.host,
@@ -111,7 +101,6 @@ class KafkaBroker:
             )
         )
         self._format()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         self.process.spawn(
             [
                 *self._java(
@@ -142,28 +131,6 @@ class KafkaBroker:
             return len(self.admin().list_topics(timeout=3).brokers) > 0
         except KafkaException:
             return False
-
-    def wait_ready(self, timeout: float = 90) -> None:
-        """Wait until the broker answers."""
-        remedy = f"read {self._log}; `make reset` deletes its data"
-        self.process.wait_ready(self.answers, timeout, remedy=remedy, log=self._log)
-
-    def start(self, timeout: float = 90) -> None:
-        """Start the broker (a no-op if it lives) and wait until it answers."""
-        self.launch()
-        self.wait_ready(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL; `start` brings it back on the same port with its data."""
-        self.process.kill()
-
-    def stop(self) -> None:
-        """Orderly end."""
-        self.process.stop(30)
-
-    def log_tail(self) -> str:
-        """The last lines of the broker's log."""
-        return tail(self._log)
 
     def create_topic(
         self, name: str, partitions: int, config: Mapping[str, str] | None = None
