@@ -29,6 +29,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -52,14 +53,20 @@ _CORRECTION_WEIGHT: Final = 0.8
 # one edit away stands in so many times more.
 _RARE: Final = 10
 _MUCH_MORE: Final = 50
-_MIN_CORRECTED_CHARACTERS: Final = 4
+_CORRECTED_CHARACTERS: Final = range(4, 25)
 
 # Bounds of one query's work, by which very common words cost no more than others: postings read
 # (the rarest words' first, of each word the newest products'), products scored, categories whose
 # products are taken in for the category's sake alone.
-MAX_POSTINGS: Final = 30_000
-MAX_CANDIDATES: Final = 5_000
-MAX_CATEGORIES: Final = 32
+MAX_POSTINGS: Final = 15_000
+MAX_CANDIDATES: Final = 3_000
+MAX_CATEGORIES: Final = 16
+MAX_CORRECTIONS: Final = 4
+
+# How a search is best blended with its vector, `make bench-search`: a product's score is its cosine
+# to the query's vector, plus this times its lexical score where it is among so many best matches.
+BLEND_WEIGHT: Final = 1.5
+BLEND_MATCHES: Final = 100
 
 # Dead rows are cleared out when they outnumber the live ones, and these.
 _MIN_DEAD_ROWS: Final = 1024
@@ -67,8 +74,12 @@ _FIRST_CAPACITY: Final = 1024
 # The least positive number: marks a row as seen and adds nothing to its score.
 _FOR_ITS_CATEGORY: Final = np.finfo(np.float32).tiny
 
+_NOWHERE: Final = array("I")
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
-_WORD: Final = re.compile(r"[^\W_]+")
+# Letters and digits, and the vowel signs of Indic and South-East Asian scripts, which are neither.
+_WORD: Final = re.compile(
+    "(?:[^\\W_]|[\u0900-\u0963\u0966-\u0dff\u0e31-\u0e4e\u0eb1-\u0ece\u102b-\u103e\u17b4-\u17d3])+"
+)
 _ACCENTS: Final = re.compile("[\u0300-\u036f]")
 # Scripts without spaces between words (and Hangul, whose particles stick to the word): pairs of
 # characters stand for words, as in Lucene's CJKAnalyzer.
@@ -113,11 +124,17 @@ def _pairs(word: str) -> Iterator[str]:
 
 
 def _singular(word: str) -> str:
-    """Strip an English plural: the S stemmer (Harman, "How effective is suffixing?", 1991)."""
+    """Strip an English plural.
+
+    The S stemmer (Harman, "How effective is suffixing?", 1991), which leaves the e of `dishes`;
+    here it goes after a sibilant that needs it: glasses, boxes, watches, dishes.
+    """
     if len(word) < 4 or word[-1] != "s":
         return word
     if word.endswith("ies"):
         return word if word[-4] in "ae" else word[:-3] + "y"
+    if word.endswith(("sses", "xes", "ches", "shes")):
+        return word[:-2]
     if word.endswith("es"):
         return word if word[-3] in "aeo" else word[:-1]
     return word if word[-2] in "us" else word[:-1]
@@ -142,6 +159,7 @@ class _Answer:
     """A remembered answer and what it was read from."""
 
     matches: list[tuple[str, float]]
+    rows: list[int]
     sources: list[array[int]]
     length: int
     """Sum of the lengths of ``sources``, which only grow: the same as long as nothing came."""
@@ -168,10 +186,6 @@ class LexicalIndex:
         self._remembered = remembered
         self._answers: OrderedDict[tuple[str, int], _Answer] = OrderedDict()
         self._removals = 0
-        self._categories: dict[str, int] = {}
-        self._clear_rows()
-
-    def _clear_rows(self) -> None:
         self._row_of: dict[str, int] = {}
         self._ids: list[str] = []
         self._texts: array[int] = array("q")
@@ -181,12 +195,15 @@ class LexicalIndex:
         self._found = np.zeros(_FIRST_CAPACITY, dtype=np.float32)  # all zero between queries
         self._total_length = 0
         self._postings: dict[str, array[int]] = {}
+        self._clear_categories()
+
+    def _clear_categories(self) -> None:
+        self._categories: dict[str, int] = {}
         self._category_postings: dict[str, array[int]] = {}
-        self._category_lengths: array[int] = array("I")
+        self._category_lengths: array[int] = array("I")  # words of its name, at least 1
         self._category_rows: list[array[int]] = []
-        self._category_sizes = np.zeros(_FIRST_CAPACITY, dtype=np.float64)
-        self._categories = {}
-        self._answers.clear()
+        self._category_sizes = np.zeros(_FIRST_CAPACITY, dtype=np.float64)  # live products
+        self._live_categories = 0
 
     def __len__(self) -> int:
         """Number of products."""
@@ -215,6 +232,8 @@ class LexicalIndex:
         if number is None:
             number = self._add_category(category)
         self._category_rows[number].append(row)
+        if not self._category_sizes[number]:
+            self._live_categories += 1
         self._category_sizes[number] += 1
         self._category_of[row] = number
         length = max(1, len(words))
@@ -231,7 +250,10 @@ class LexicalIndex:
             return
         self._total_length -= int(self._lengths[row])
         self._lengths[row] = 0
-        self._category_sizes[self._category_of[row]] -= 1
+        number = int(self._category_of[row])
+        self._category_sizes[number] -= 1
+        if not self._category_sizes[number]:
+            self._live_categories -= 1
         self._removals += 1
         dead = len(self._ids) - len(self._row_of)
         if dead > max(_MIN_DEAD_ROWS, len(self._row_of)):
@@ -264,8 +286,9 @@ class LexicalIndex:
             if len(self._answers) > self._remembered:
                 self._answers.popitem(last=False)
         elif answer.removals != self._removals:
-            row_of = self._row_of
-            answer.matches = [match for match in answer.matches if match[0] in row_of]
+            live = (self._lengths[answer.rows] > 0).tolist()
+            answer.matches = list(compress(answer.matches, live))
+            answer.rows = list(compress(answer.rows, live))
             answer.removals = self._removals
         self._answers.move_to_end(key)
         return answer.matches
@@ -283,121 +306,159 @@ class LexicalIndex:
     def _clear_out(self) -> None:
         """Write everything anew without the dead rows, in the order of the live ones."""
         kept = np.flatnonzero(self._lengths[: len(self._ids)])
-        new_row = np.cumsum(self._lengths > 0, dtype=np.uint32) - np.uint32(1)
-
-        def renumber(rows: array[int]) -> array[int]:
-            old: Rows = np.frombuffer(rows, dtype=np.uint32)
-            return array("I", new_row[old[self._lengths[old] > 0]].tobytes())
-
-        postings = ((word, renumber(rows)) for word, rows in self._postings.items())
-        self._postings = {word: rows for word, rows in postings if rows}
-        names = [name for name, at in self._categories.items() if self._category_sizes[at]]
-        rows_of = {name: renumber(self._category_rows[self._categories[name]]) for name in names}
-        self._categories, self._category_postings = {}, {}
-        self._category_lengths, self._category_rows = array("I"), []
-        self._category_sizes = np.zeros(_FIRST_CAPACITY, dtype=np.float64)
-        lengths = self._lengths[kept]
+        sizes = self._category_sizes[: len(self._category_rows)] > 0
+        names = [name for name, number in self._categories.items() if sizes[number]]
+        rows_of = self._renumbered([self._category_rows[self._categories[name]] for name in names])
+        postings = self._renumbered(list(self._postings.values()))
+        self._postings = {
+            word: rows for word, rows in zip(self._postings, postings, strict=True) if rows
+        }
         capacity = max(_FIRST_CAPACITY, 2 * len(kept))
+        lengths = self._lengths[kept]
         self._lengths = np.zeros(capacity, dtype=np.uint16)
         self._lengths[: len(kept)] = lengths
         self._category_of = np.zeros(capacity, dtype=np.uint32)
         self._found = np.zeros(capacity, dtype=np.float32)
-        for name in names:
+        self._clear_categories()
+        for name, rows in zip(names, rows_of, strict=True):
             number = self._add_category(name)
-            rows = self._category_rows[number] = rows_of[name]
+            self._category_rows[number] = rows
             self._category_sizes[number] = len(rows)
+            self._live_categories += 1
             self._category_of[np.frombuffer(rows, dtype=np.uint32)] = number
         self._ids = [self._ids[row] for row in kept.tolist()]
         self._texts = array("q", [self._texts[row] for row in kept.tolist()])
         self._row_of = {product_id: row for row, product_id in enumerate(self._ids)}
         self._answers.clear()
 
+    def _renumbered(self, lists: list[array[int]]) -> list[array[int]]:
+        """Drop the dead rows of each list and renumber the live, in one pass over all of them."""
+        live = self._lengths > 0
+        new_row = np.cumsum(live, dtype=np.uint32) - np.uint32(1)
+        rows: Rows = np.frombuffer(b"".join(lists), dtype=np.uint32)
+        kept = live[rows]
+        before = np.concatenate([[0], np.cumsum(kept)])  # live entries before each
+        ends = before[np.cumsum([0, *map(len, lists)])].tolist()
+        joined = array("I", new_row[rows[kept]].tobytes())
+        return [joined[start:end] for start, end in pairwise(ends)]
+
     def _answer(self, query: str, limit: int) -> _Answer:
-        words = list(dict.fromkeys(_folded_words(query)))[:MAX_QUERY_WORDS]
-        terms: dict[str, float] = {}
-        unknown = False
-        total = 0.0  # idf of the query: of a word and its correction, the word that counts most
         sources: list[array[int]] = []
-        title_idf: dict[str, float] = {}
-        name_idf: dict[str, float] = {}
-        name_total = 0.0
-        for word in words:
-            variants = self._variants(word)
-            unknown = unknown or len(variants) != 1 or variants[0][1] != 1
-            if not variants:
-                continue  # a word that stands nowhere tells nothing of any product
-            for variant, weight in variants:
-                if terms.get(variant, 0.0) >= weight:
-                    continue
-                terms[variant] = weight
-                title_idf[variant] = weight * self._idf(variant)
-                name_idf[variant] = weight * _idf(
-                    len(self._category_postings.get(variant, ())), len(self._category_rows)
-                )
-            total += max(title_idf[variant] / terms[variant] for variant, _ in variants)
-            name_total += max(name_idf[variant] / terms[variant] for variant, _ in variants)
-        names = self._named_categories(name_idf, name_total, sources)
-        rows = self._candidates(terms, title_idf, names, sources)
-        matches = self._ranked(rows, names, total, limit) if len(rows) else []
+        title_idf, name_idf, total, name_total, certain = self._read(query, sources)
+        names = self._named_categories(name_idf, name_total)
+        rows = self._candidates(title_idf, names, sources)
+        ids, best, scores = self._ids, *self._ranked(rows, names, total, limit)
         return _Answer(
-            matches,
-            sources,
-            sum(map(len, sources)),
-            len(self._postings) + len(self._category_postings) if unknown else -1,
-            self._removals,
+            matches=list(zip(map(ids.__getitem__, best), scores, strict=True)),
+            rows=best,
+            sources=sources,
+            length=sum(map(len, sources)),
+            vocabulary=-1 if certain else len(self._postings) + len(self._category_postings),
+            removals=self._removals,
         )
 
-    def _variants(self, typed: str) -> list[tuple[str, float]]:
-        """List what a word of a query is searched as, with what each counts."""
-        word = _singular(typed)
-        titles = len(self._postings.get(word, ()))
-        if titles > _RARE or word in self._category_postings:
-            return [(word, 1.0)]
-        found = [(word, 1.0)] if titles else []
-        if len(typed) >= _MIN_CORRECTED_CHARACTERS and not any(map(str.isdigit, typed)):
-            # The plural is stripped after the correction: `wireles` is no plural.
-            near = {
-                _singular(other) if other[-1] == "s" else other for other in _one_edit_away(typed)
-            }
-            near.discard(word)
-            known = (near & self._postings.keys()) | (near & self._category_postings.keys())
-            if known:
-                # The most frequent, of equals the last in the alphabet: everywhere the same.
-                frequency, best = max((self._frequency(other), other) for other in known)
-                if frequency >= max(1, _MUCH_MORE * titles):
-                    found.append((best, _CORRECTION_WEIGHT))
-        return found
+    def _read(
+        self, query: str, sources: list[array[int]]
+    ) -> tuple[dict[str, float], dict[str, float], float, float, bool]:
+        """Read a query.
 
-    def _frequency(self, word: str) -> int:
-        """Count a word's products, dead rows with them; a category's name counts all of its own."""
-        frequency = len(self._postings.get(word, ()))
+        Args:
+            query: What the person typed.
+            sources: Takes the postings of its words.
+
+        Returns:
+            What each word to search counts among the titles and among the categories' names (its
+            idf, less for a correction); the idf of the whole query among both; whether every word
+            is known, and none was corrected.
+        """
+        title_idf: dict[str, float] = {}
+        name_idf: dict[str, float] = {}
+        total = name_total = 0.0
+        certain = True
+        corrections = 0
+        for typed in list(dict.fromkeys(_folded_words(query)))[:MAX_QUERY_WORDS]:
+            word = _singular(typed)
+            titles, names = self._frequency(word)
+            variants = [word] if titles or names else []
+            certain = certain and bool(variants)
+            if (
+                titles <= _RARE
+                and not names
+                and corrections < MAX_CORRECTIONS
+                and len(typed) in _CORRECTED_CHARACTERS
+                and typed.isalpha()
+            ):
+                corrections += 1
+                corrected = self._correction(typed, max(1, _MUCH_MORE * titles))
+                if corrected is not None:
+                    certain = False
+                    variants.append(corrected)
+            largest = largest_name = 0.0
+            for variant in variants:
+                sources.extend(
+                    postings[variant]
+                    for postings in (self._postings, self._category_postings)
+                    if variant in postings
+                )
+                titles, names = self._frequency(variant)
+                idf = _idf(titles, len(self._row_of))
+                idf_of_name = _idf(names, self._live_categories)
+                weight = 1.0 if variant == word else _CORRECTION_WEIGHT
+                if variant not in title_idf:
+                    # Of a word and its correction the one that counts more: either may be there.
+                    largest = max(largest, idf)
+                    largest_name = max(largest_name, idf_of_name)
+                title_idf[variant] = max(weight * idf, title_idf.get(variant, 0.0))
+                name_idf[variant] = max(weight * idf_of_name, name_idf.get(variant, 0.0))
+            if not variants and word in self._postings:
+                sources.append(self._postings[word])  # all of its products are gone, as yet
+            total += largest
+            name_total += largest_name
+        return title_idf, name_idf, total, name_total, certain
+
+    def _correction(self, typed: str, least: int) -> str | None:
+        """Find the word one edit away that at least so many products have, the most frequent."""
+        # The plural is stripped after the correction: `wireles` is no plural.
+        near = {_singular(word) if word[-1] == "s" else word for word in _one_edit_away(typed)}
+        near.discard(_singular(typed))
+        known = (near & self._postings.keys()) | (near & self._category_postings.keys())
+        # Of equals the last in the alphabet: the same in every process.
+        frequency, word = max(((self._products(word), word) for word in known), default=(0, ""))
+        return word if frequency >= least else None
+
+    def _products(self, word: str) -> int:
+        """Count the products that a word stands for: by their titles, or their category's name."""
+        products = self._frequency(word)[0]
         for number in self._category_postings.get(word, ()):
-            frequency += len(self._category_rows[number])
-        return frequency
+            products += int(self._category_sizes[number])
+        return products
 
-    def _idf(self, word: str) -> float:
-        rows = self._postings.get(word)
-        if rows is None:
-            return _idf(0, len(self._row_of))
-        holding = len(rows)
-        if len(self._ids) > len(self._row_of):  # dead rows do not count
-            if holding <= MAX_CANDIDATES:
-                at: Rows = np.frombuffer(rows, dtype=np.uint32)
-                holding = int(np.count_nonzero(self._lengths[at]))
+    def _frequency(self, word: str) -> tuple[int, int]:
+        """Count a word's titles and its categories, of those with products.
+
+        Where dead rows make counting long, the titles are estimated by the share of live rows.
+        """
+        rows = self._postings.get(word, _NOWHERE)
+        numbers = self._category_postings.get(word, _NOWHERE)
+        titles = len(rows)
+        if titles and len(self._ids) > len(self._row_of):
+            if titles <= MAX_CANDIDATES:
+                titles = np.count_nonzero(self._lengths[np.frombuffer(rows, dtype=np.uint32)])
             else:
-                holding = holding * len(self._row_of) // len(self._ids)
-        return _idf(holding, len(self._row_of))
+                titles = titles * len(self._row_of) // len(self._ids)
+        names = len(numbers)
+        if names and len(self._category_rows) > self._live_categories:
+            at: Rows = np.frombuffer(numbers, dtype=np.uint32)
+            names = np.count_nonzero(self._category_sizes[at])
+        return titles, names
 
-    def _named_categories(
-        self, idf: dict[str, float], total: float, sources: list[array[int]]
-    ) -> Scores:
+    def _named_categories(self, idf: dict[str, float], total: float) -> Scores:
         """Score every category by its name, shape (number of categories,), 0 to 1."""
         found = np.zeros(len(self._category_rows), dtype=np.float32)
         shared = np.zeros(len(self._category_rows), dtype=np.float32)
         for word, value in idf.items():
             numbers = self._category_postings.get(word)
             if numbers is not None:
-                sources.append(numbers)
                 at: Rows = np.frombuffer(numbers, dtype=np.uint32)
                 found[at] += np.float32(value)
                 shared[at] += 1
@@ -409,7 +470,6 @@ class LexicalIndex:
 
     def _candidates(
         self,
-        terms: dict[str, float],
         idf: dict[str, float],
         names: Scores,
         sources: list[array[int]],
@@ -429,11 +489,10 @@ class LexicalIndex:
             found[new] = value
             collected.append(new)
 
-        known = sorted((len(self._postings[w]), w) for w in terms if w in self._postings)
+        known = sorted((len(self._postings[w]), w) for w in idf if w in self._postings)
         for _, word in known:
-            sources.append(self._postings[word])
             if left <= 0:
-                continue
+                break
             rows: Rows = np.frombuffer(self._postings[word], dtype=np.uint32)[-left:]
             left -= len(rows)
             value = np.float32(idf[word])
@@ -454,7 +513,10 @@ class LexicalIndex:
 
     def _ranked(
         self, rows: Rows, names: Scores, total: float, limit: int
-    ) -> list[tuple[str, float]]:
+    ) -> tuple[list[int], list[float]]:
+        """Score the rows, and return the best of them with their scores."""
+        if not len(rows):
+            return [], []
         shares = self._found[rows] / np.float32(total)
         self._found[rows] = 0
         lengths = self._lengths[rows]
@@ -462,12 +524,12 @@ class LexicalIndex:
         if not live.all():
             rows, shares, lengths = rows[live], shares[live], lengths[live]
         if not len(rows):
-            return []
+            return [], []
         np.minimum(shares, 1, out=shares)
         average = self._total_length / len(self._row_of)
         category_of = self._category_of[rows]
         held = np.bincount(category_of, weights=shares, minlength=len(names))
-        held /= self._category_sizes[: len(names)] + _SHRINKAGE
+        held = held / (self._category_sizes[: len(names)] + _SHRINKAGE)
         of_category = np.maximum(names, held.astype(np.float32))
         saturated = (1 + K1 * (1 - B)) / (1 + K1 * (1 - B + B * lengths / average))
         scores = 0.5 * (shares * saturated + of_category[category_of])
@@ -475,11 +537,7 @@ class LexicalIndex:
             best = np.argpartition(scores, len(scores) - limit)[len(scores) - limit :]
             rows, scores = rows[best], scores[best]
         order = np.argsort(-scores, kind="stable")
-        ids = self._ids
-        return [
-            (ids[row], score)
-            for row, score in zip(rows[order].tolist(), scores[order].tolist(), strict=True)
-        ]
+        return rows[order].tolist(), scores[order].tolist()
 
 
 def _idf(holding: int, of: int) -> float:
