@@ -35,7 +35,8 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
-	test unit lint format check-alerts lock upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+	test unit lint format check-alerts lock upgrade bench-pipeline bench-scale bench-lookup \
+	bench-search bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -157,7 +158,10 @@ bench-scale: env jars ## Throughput over users, products and parallelism; memory
 bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearch
 	@$(PY) -m benchmarks.lookup
 
-bench: bench-lookup bench-pipeline bench-scale ## All benchmarks
+bench-search: env ## What one search finds, against TF-IDF and against the vectors alone
+	@$(PY) -m benchmarks.search
+
+bench: bench-lookup bench-search bench-pipeline bench-scale ## All benchmarks
 
 chaos: env jars ## Kill every server while events flow, then account for every event
 	@$(PY) -m tests.chaos
