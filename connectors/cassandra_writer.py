@@ -36,7 +36,7 @@ from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
 from connectors.cassandra_schema import statement
 from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
-from udfs.schemas import EVENT_TYPES, Event, PendingEvent, SaveBatch, SavedList
+from udfs.schemas import EVENT_TYPES, MS_A_DAY, Event, PendingEvent, SaveBatch, SavedList
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ PROFILE_REASON: Final = "profile"
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
 _UINT32: Final = struct.Struct(">I")
-_MS_A_DAY: Final = 86_400_000
 # CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
@@ -377,7 +376,7 @@ def encode_event(event: Event) -> tuple[list[Any], int]:
         size += len(session)
     values = [
         user,
-        _UINT32.pack(_EPOCH_DAY + event.ts // _MS_A_DAY),
+        _UINT32.pack(_EPOCH_DAY + event.ts // MS_A_DAY),
         _INT64.pack(event.ts),
         event_id,
         _TYPE_BYTES[event.type],

@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TYPE=NUMBER",
         help=f"weight of an event type (repeatable); defaults {dict(profile.weights)}",
     )
-    add(group, "profile-ttl-days", int, recommender.profile_ttl_days, "idle users leave after")
+    add(group, "profile-ttl-days", float, recommender.profile_ttl_days, "idle users leave after")
     add(
         group,
         "waiting-retry-max-ms",

@@ -36,6 +36,7 @@ from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
     MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
+    MS_A_DAY,
     DeadLetter,
     Origin,
     PendingEvent,
@@ -71,8 +72,8 @@ class RecommenderConfig:
     the events read are older than this, it has this length: no list would be fresh anyway."""
     max_pending: int = 100_000
     """Events of one subtask that are kept for the next tick; then it is taken at once."""
-    profile_ttl_days: int = 90
-    """A user idle for so long leaves the state."""
+    profile_ttl_days: float = 90
+    """A user idle for so long leaves the state, days."""
     waiting_retry_max_ms: int = 300_000
     """A user whose products are unknown is looked at again after the time already waited, at
     most this."""
@@ -92,10 +93,13 @@ class RecommenderConfig:
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"
             raise ValueError(msg)
-        for name in ("max_pending", "profile_ttl_days", "waiting_retry_max_ms"):
+        for name in ("max_pending", "waiting_retry_max_ms"):
             if getattr(self, name) < 1:
                 msg = f"{name} must be positive"
                 raise ValueError(msg)
+        if not 1 / MS_A_DAY <= self.profile_ttl_days <= 36_500:
+            msg = "profile_ttl_days must be at least a millisecond and at most 100 years"
+            raise ValueError(msg)
         if not 0 < self.space_switch_share <= 1:
             msg = f"space_switch_share must be above 0 and at most 1, not {self.space_switch_share}"
             raise ValueError(msg)
@@ -129,7 +133,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         config = self._config
         check_execution_mode(runtime_context, config.execution_mode)
         ttl = (
-            StateTtlConfig.new_builder(Time.days(config.profile_ttl_days))
+            StateTtlConfig.new_builder(Time.milliseconds(round(config.profile_ttl_days * MS_A_DAY)))
             .set_update_type(StateTtlConfig.UpdateType.OnCreateAndWrite)
             .set_state_visibility(StateTtlConfig.StateVisibility.NeverReturnExpired)
             .cleanup_incrementally(10, False)

@@ -22,6 +22,7 @@ MAX_EVENT_BYTES: Final = 64 * 1024
 # Far above any embedding in use, and within the 16 bits of the packed profile.
 MAX_DIMENSIONS: Final = 8192
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
+MS_A_DAY: Final = 86_400_000
 # 9999-12-31, the last day that every reader of a CQL timestamp can show.
 MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 # JSON numbers that fit a CQL int.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,25 @@ def test_bad_records_arrive_whole_among_the_dead_letters_and_good_ones_go_on(sta
         verdict = pipeline.wait_right(encode)
         assert verdict.events == 5
         assert stack.flink.restarts(pipeline.job) == 0
+
+
+def test_idle_user_leaves_the_state(stack: Stack) -> None:
+    ttl_s = 4
+    days = str(ttl_s / 86_400)
+    with Pipeline.create(
+        stack, "ttl", *QUICK, "--profile-ttl-days", days, list_length=LIST_LENGTH
+    ) as pipeline:
+        pipeline.publish(products(count=LIST_LENGTH))
+        pipeline.submit()
+        pipeline.wait_products()
+        pipeline.send([click("u", "p0"), click("u", "p1", "purchase")])
+        pipeline.wait_list("u", lambda one: "p1" not in one.product_ids, "p1 is bought")
+
+        time.sleep(ttl_s + 1)  # nothing can be seen before the next event
+        pipeline.send([click("u", "p0")])
+        # What was bought is forgotten with the rest, and the vector is that of one click.
+        again = pipeline.wait_list("u", lambda one: "p1" in one.product_ids, "p1 is forgotten")
+        assert again.scores[0] == pytest.approx(1, abs=1e-5)
 
 
 def test_each_change_of_the_catalogue_holds_for_the_next_lookup(stack: Stack) -> None:

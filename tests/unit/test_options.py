@@ -36,7 +36,7 @@ CASES = [
     ("fast-share", "0.25", P + "fast_share", 0.25),
     ("interactions", "10", P + "interactions", 10),
     ("exclusions", "11", P + "exclusions", 11),
-    ("profile-ttl-days", "1", "recommender.profile_ttl_days", 1),
+    ("profile-ttl-days", "0.5", "recommender.profile_ttl_days", 0.5),
     ("waiting-retry-max-ms", "9", "recommender.waiting_retry_max_ms", 9),
     ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),
     ("dimensions", "64", "recommender.dimensions", 64),
