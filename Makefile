@@ -33,7 +33,7 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
-	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+	upgrade bench-pipeline bench-scale bench-lookup bench-api bench chaos audit clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -115,6 +115,9 @@ lint: env ## Check style and types; changes nothing
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy .
 
+audit: env ## Look for known vulnerabilities in what requirements.lock names (needs the internet)
+	@$(PY) -m pip_audit --strict --require-hashes --disable-pip -r requirements.lock
+
 format: env ## Format the code and apply safe fixes
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
@@ -137,7 +140,10 @@ bench-scale: env jars ## Throughput over users, products and parallelism; memory
 bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearch
 	@$(PY) -m benchmarks.lookup
 
-bench: bench-lookup bench-pipeline bench-scale ## All benchmarks
+bench-api: env jars ## Requests/s and times of the HTTP service, beside the bare driver (needs wrk)
+	@$(PY) -m benchmarks.api
+
+bench: bench-lookup bench-pipeline bench-scale bench-api ## All benchmarks
 
 chaos: env jars ## Kill every server while events flow, then account for every event
 	@$(PY) -m tests.chaos
