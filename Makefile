@@ -35,8 +35,8 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
-	test unit lint format check-alerts lock upgrade bench-pipeline bench-scale bench-lookup \
-	bench-search bench chaos clean
+	test unit lint format check-alerts audit lock upgrade bench-pipeline bench-scale bench-lookup \
+	bench-search bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -129,6 +129,9 @@ lint: env ## Check style and types; changes nothing
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy .
 
+audit: env ## Look for known vulnerabilities in what requirements.lock names (needs the internet)
+	@$(PY) -m pip_audit --strict --require-hashes --disable-pip -r requirements.lock
+
 format: env ## Format the code and apply safe fixes
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
@@ -161,7 +164,10 @@ bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearc
 bench-search: env ## What one search finds, against TF-IDF and against the vectors alone
 	@$(PY) -m benchmarks.search
 
-bench: bench-lookup bench-search bench-pipeline bench-scale ## All benchmarks
+bench-api: env jars ## Requests/s and times of the HTTP service, beside the bare driver (needs wrk)
+	@$(PY) -m benchmarks.api
+
+bench: bench-lookup bench-search bench-pipeline bench-scale bench-api ## All benchmarks
 
 chaos: env jars ## Kill every server while events flow, then account for every event
 	@$(PY) -m tests.chaos

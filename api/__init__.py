@@ -1,6 +1,1 @@
-"""The Flask service that answers with a user's recommendations and events."""
-
-from api.config import ApiConfig
-from api.factory import create_app
-
-__all__ = ["ApiConfig", "create_app"]
+"""The Flask service: recommendations, products, events, erasure; `api.factory.create_app`."""

@@ -1,33 +1,75 @@
-"""The application factory: settings and store in, Flask application out; nothing connects here."""
+"""The application factory: settings and stores in, Flask application out; nothing connects here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from threading import BoundedSemaphore
+
 from flask import Flask
 
-from api import events, health, problems, recommendations, request_id
+from api import (
+    documentation,
+    erasure,
+    error_handlers,
+    events,
+    health,
+    metrics,
+    products,
+    profile,
+    recommendations,
+    request_id,
+    trending,
+)
+from api.access import Access
+from api.background import Ticker
+from api.breaker import BreakerStore
+from api.catalogue_memory import CatalogueFollower, CatalogueMemory
 from api.config import ApiConfig
+from api.lazy import LazyEventSink, LazyRecordSink
 from api.parameters import IdConverter
-from api.services import Services, install
+from api.rate_limit import RateLimiter
+from api.services import EventSink, RecordSink, Services, install
+from api.shelf import Shelf
+from connectors.event_client import EventClient
+from connectors.kafka_client import AcknowledgedProducer
 from connectors.recommendation_store import (
     CassandraRecommendationStore,
     LazyRecommendationStore,
     RecommendationStore,
 )
 
-_BLUEPRINTS = (recommendations.blueprint, events.blueprint, health.blueprint)
+_BLUEPRINTS = (
+    recommendations.blueprint,
+    trending.blueprint,
+    products.blueprint,
+    events.blueprint,
+    profile.blueprint,
+    erasure.blueprint,
+    health.blueprint,
+    metrics.blueprint,
+    documentation.blueprint,
+)
 
 
 def create_app(
-    config: ApiConfig | None = None, *, store: RecommendationStore | None = None
+    config: ApiConfig | None = None,
+    *,
+    store: RecommendationStore | None = None,
+    catalogue: CatalogueMemory | None = None,
+    event_sink: EventSink | None = None,
+    record_sink: RecordSink | None = None,
 ) -> Flask:
     """Return the application.
 
-    Without ``store`` it reads from the Cassandra of ``config`` and connects in the background, at
-    the first request or at ``services_of(app).start()``, in the process that serves.
+    Without ``store`` it works with the Cassandra and Kafka of ``config`` and connects in the
+    background, at the first request or at ``services_of(app).start()``, in the process that serves.
 
     Args:
         config: The settings; None: from the environment.
         store: What to read from instead, for tests. It stays the caller's to close.
+        catalogue: The catalogue in memory, for tests with a store; None: there is none.
+        event_sink: Where events go instead, for tests.
+        record_sink: Where catalogue changes and erasures go instead, for tests.
 
     Raises:
         ValueError: A variable of the environment is not valid; the message names it.
@@ -38,38 +80,82 @@ def create_app(
     # "a//b" is an id of its own; a redirect to "a/b" would answer for another user.
     app.url_map.merge_slashes = False
     app.url_map.converters["id"] = IdConverter
-    install(app, _cassandra(config) if store is None else _given(config, store))
+    install(app, _services(config, store, catalogue, event_sink, record_sink))
     request_id.register(app)
-    problems.register(app)
+    metrics.register(app)
+    error_handlers.register(app)
     for blueprint in _BLUEPRINTS:
         app.register_blueprint(blueprint)
     return app
 
 
-def _cassandra(config: ApiConfig) -> Services:
-    store = LazyRecommendationStore(
-        CassandraRecommendationStore.name,
-        lambda: CassandraRecommendationStore.open(config.cassandra, role="api"),
-        # As long as a read may take, so that a request has one time limit whatever happens.
-        wait_seconds=config.cassandra.read_timeout_seconds,
-    )
+def _services(
+    config: ApiConfig,
+    store: RecommendationStore | None,
+    catalogue: CatalogueMemory | None,
+    event_sink: EventSink | None,
+    record_sink: RecordSink | None,
+) -> Services:
+    starts: list[Callable[[], None]] = []
+    stops: list[Callable[[], None]] = []
+    if store is None:
+        lazy = LazyRecommendationStore(
+            CassandraRecommendationStore.name,
+            lambda: CassandraRecommendationStore.open(config.cassandra, role="api"),
+            # As long as a read may take, so that a request has one time limit whatever happens.
+            wait_seconds=config.cassandra.read_timeout_seconds,
+        )
+        store = BreakerStore(lazy.name, lazy)
+        starts.append(lazy.start)
+        stops.append(lazy.close)
+        if config.catalogue_max_products:
+            catalogue = CatalogueMemory(config.catalogue_max_products)
+            follower = CatalogueFollower(catalogue, config.kafka)
+            starts.append(follower.start)
+            stops.insert(0, follower.close)
+    if event_sink is None:
+        event_sink = LazyEventSink(
+            lambda: EventClient(
+                config.kafka.bootstrap,
+                config.kafka.events_topic,
+                max_events=config.event_buffer,
+                flush_timeout_s=config.flush_seconds,
+                properties=config.kafka.properties,
+            )
+        )
+        stops.append(event_sink.close)
+    if record_sink is None:
+        record_sink = LazyRecordSink(
+            lambda: AcknowledgedProducer(config.kafka, timeout_s=config.write_timeout_seconds)
+        )
+        stops.append(record_sink.close)
+    limiter = RateLimiter(config.rates, len(config.keys), config.rate_file)
+    stops.append(limiter.close)
+    shelf = Shelf(store, catalogue)
+    ticker = Ticker((metrics.Watch(event_sink, catalogue), shelf.warm))
+    starts.append(ticker.start)
+    # Last, so that what the flush has delivered is counted too.
+    stops.append(ticker.close)
+
+    def start() -> None:
+        for one in starts:
+            one()
+
+    def stop() -> None:
+        for one in stops:
+            one()
+
     return Services(
         config=config,
+        access=Access(config.keys),
+        limiter=limiter,
         store=store,
-        probes={store.name: store.ping},
-        start=store.start,
-        stop=store.close,
-    )
-
-
-def _given(config: ApiConfig, store: RecommendationStore) -> Services:
-    def nothing() -> None:
-        """Do nothing: a given store is ready, and its owner closes it."""
-
-    return Services(
-        config=config,
-        store=store,
+        shelf=shelf,
+        catalogue=catalogue,
+        events=event_sink,
+        records=record_sink,
+        waiting_writes=BoundedSemaphore(config.waiting_writes),
         probes={CassandraRecommendationStore.name: store.ping},
-        start=nothing,
-        stop=nothing,
+        start=start,
+        stop=stop,
     )

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
+
+from api import logs
+from api.access import check_binds, load_keys
+from api.shared import FOLDER_VARIABLE, RATE_FILE_VARIABLE, forget_worker, make_folder
 
 wsgi_app = "api.wsgi:app"
 
-# Where to listen: loopback only, since the service has no access control of its own yet.
-bind = os.environ.get("RECOMMENDER_API_BIND", "127.0.0.1:8080")
+# Where to listen, separated by commas: loopback, unless there are API keys.
+bind = os.environ.get("RECOMMENDER_API_BIND", "127.0.0.1:8080").split(",")
 
 # Processes: one a core; Python serves with one core a process.
 workers = int(os.environ.get("RECOMMENDER_API_WORKERS", str(os.cpu_count() or 1)))
@@ -18,11 +24,15 @@ workers = int(os.environ.get("RECOMMENDER_API_WORKERS", str(os.cpu_count() or 1)
 worker_class = "gthread"
 threads = int(os.environ.get("RECOMMENDER_API_THREADS", "8"))
 keepalive = 30
+# TLS, where nothing in front of the service does it.
+certfile = os.environ.get("RECOMMENDER_API_TLS_CERTIFICATE")
+keyfile = os.environ.get("RECOMMENDER_API_TLS_KEY")
 
 # Seconds until a process that does not answer its parent is replaced, and what requests under way
-# get when it is told to stop. Both far above the store's time limit of two seconds.
+# get when it is told to stop. Both far above the store's time limit of two seconds; the second also
+# above what the flush of events may take (RECOMMENDER_API_FLUSH_SECONDS).
 timeout = 30
-graceful_timeout = 15
+graceful_timeout = 15 + int(os.environ.get("RECOMMENDER_API_FLUSH_SECONDS", "10"))
 
 # The driver's threads and sockets do not survive a fork: each process imports and connects itself.
 preload_app = False
@@ -31,10 +41,23 @@ preload_app = False
 limit_request_line = 4094
 limit_request_fields = 64
 
-# No access log: its lines would hold user ids, which are personal data.
+# No access log: its lines would hold user ids, which are personal data. JSON lines for the rest.
 accesslog = None
 errorlog = "-"
 loglevel = os.environ.get("RECOMMENDER_API_LOG_LEVEL", "info")
+logconfig_dict = logs.config(loglevel)
+
+# One thread a matrix product: the workers share the cores already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+_keys = os.environ.get("RECOMMENDER_API_KEYS_FILE")
+check_binds(bind, load_keys(Path(_keys)) if _keys is not None else ())
+
+# What the workers share: the rate limits, and the numbers that /metrics adds up.
+_shared = tempfile.TemporaryDirectory(prefix="recommender-api-")
+os.environ[RATE_FILE_VARIABLE] = str(Path(_shared.name) / "rates")
+Path(os.environ[RATE_FILE_VARIABLE]).touch()
+os.environ[FOLDER_VARIABLE] = make_folder(Path(_shared.name))
 
 
 def post_worker_init(worker: Any) -> None:
@@ -47,9 +70,19 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close what the process has opened, after its last request."""
+    """Flush the events and close what the process has opened, after its last request."""
     from api.services import services_of
     from api.wsgi import app
 
-    server.log.info("worker %s closes its stores", worker.pid)
+    server.log.info("worker %s flushes and closes", worker.pid)
     services_of(app).stop()
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Forget the gauges of a worker that has ended."""
+    forget_worker(worker.pid)
+
+
+def on_exit(_server: Any) -> None:
+    """Delete what the workers shared."""
+    _shared.cleanup()

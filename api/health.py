@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
+import msgspec
 from flask import Blueprint, Response
 
-from api import parameters
-from api.problems import NOT_READY, problem, with_retry_after
+from api.operations import Answer, Operation, route
+from api.problems import NOT_READY, ProblemError
 from api.responses import json_response
 from api.services import services
 from connectors.recommendation_store import StoreError
@@ -17,17 +19,42 @@ logger = logging.getLogger(__name__)
 blueprint = Blueprint("health", __name__)
 
 
-@blueprint.get("/health/live")
+class Live(msgspec.Struct, frozen=True, gc=False):
+    """The process serves."""
+
+    status: Literal["live"]
+
+
+class Ready(msgspec.Struct, frozen=True, gc=False):
+    """Every store can be read."""
+
+    status: Literal["ready"]
+    stores: dict[str, str]
+
+
+@route(
+    blueprint,
+    "GET",
+    "/health/live",
+    Operation("Whether the process serves", {200: Answer(Live, "It does.")}),
+)
 def live() -> Response:
     """Answer 200 as soon as the process serves: a restart would not bring a database back."""
-    parameters.only()
-    return json_response({"status": "live"})
+    return json_response(Live("live"))
 
 
-@blueprint.get("/health/ready")
+@route(
+    blueprint,
+    "GET",
+    "/health/ready",
+    Operation(
+        "Whether the stores can be read",
+        {200: Answer(Ready, "They can.")},
+        problems=(NOT_READY,),
+    ),
+)
 def ready() -> Response:
     """Answer 200 if every store can be read now, else 503 naming those that cannot."""
-    parameters.only()
     stores: dict[str, str] = {}
     for name, probe in services().probes.items():
         try:
@@ -40,5 +67,5 @@ def ready() -> Response:
     down = [name for name, state in stores.items() if state != "up"]
     if down:
         detail = f"not ready: {', '.join(down)}"
-        return with_retry_after(problem(503, detail, type_=NOT_READY, stores=stores))
-    return json_response({"status": "ready", "stores": stores})
+        raise ProblemError(NOT_READY, detail, retry=True, stores=stores)
+    return json_response(Ready("ready", stores))

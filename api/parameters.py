@@ -1,4 +1,4 @@
-"""Parameters of a request, checked: each function returns a value in bounds or names the parameter.
+"""Parameters of a request, declared once: the declaration checks them and describes them.
 
 Unknown and repeated parameters are refused too: a mistyped ``limt=5`` would otherwise be answered
 with the default, and nobody would know.
@@ -7,7 +7,11 @@ with the default, and nobody would know.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flask import request
@@ -28,9 +32,150 @@ class IdConverter(PathConverter):
     The bounds are checked by `identifier`, so that a wrong one is a 400 with a name and not a 404.
     """
 
-    regex = ".*?"
+    # A line break is a character of an id as any other.
+    regex = "(?s:.*?)"
     # Werkzeug would otherwise match it within one segment, since it sees no slash in the regex.
     part_isolating = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter: its name, and what it means to a person."""
+
+    name: str
+    meaning: str
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class WholeNumber(Parameter):
+    """A number in [least, most]; ``default`` if absent."""
+
+    default: int
+    least: int
+    most: int
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {
+            "type": "integer",
+            "minimum": self.least,
+            "maximum": self.most,
+            "default": self.default,
+        }
+
+    def read(self) -> int:
+        """Return the value of this request.
+
+        Raises:
+            InvalidParameterError: It is no number or out of bounds.
+        """
+        raw = request.args.get(self.name)
+        if raw is None:
+            return self.default
+        if not _WHOLE_NUMBER.fullmatch(raw) or not self.least <= int(raw) <= self.most:
+            detail = f"must be a whole number from {self.least} to {self.most}"
+            raise InvalidParameterError(self.name, detail)
+        return int(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Price(Parameter):
+    """A price, from 0; None if absent."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {"type": "number", "minimum": 0, "maximum": 1e15}
+
+    def read(self) -> float | None:
+        """Return the value of this request.
+
+        Raises:
+            InvalidParameterError: It is no decimal number.
+        """
+        raw = request.args.get(self.name)
+        if raw is None:
+            return None
+        try:
+            # What a JSON number may look like, as `str` of a float gives it.
+            value = float(raw) if raw.isascii() and not raw.strip("0123456789.eE+-") else math.nan
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 1e15:
+            raise InvalidParameterError(self.name, "must be a number from 0, such as 19.90")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Parameter):
+    """Any text of 1 to ``most`` characters; None if absent."""
+
+    most: int
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {"type": "string", "minLength": 1, "maxLength": self.most}
+
+    def read(self) -> str | None:
+        """Return the value of this request.
+
+        Raises:
+            InvalidParameterError: It is empty or too long.
+        """
+        raw = request.args.get(self.name)
+        if raw is not None and not 1 <= len(raw) <= self.most:
+            raise InvalidParameterError(self.name, f"must have 1 to {self.most} characters")
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Instant(Parameter):
+    """A time: epoch milliseconds, or RFC 3339 with an offset (2026-01-31T12:00:00Z)."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_TS},
+                {"type": "string", "format": "date-time"},
+            ]
+        }
+
+    def read(self, *, default: int) -> int:
+        """Return the value of this request as epoch milliseconds; ``default`` if absent.
+
+        Raises:
+            InvalidParameterError: It is neither, or before 1970.
+        """
+        raw = request.args.get(self.name)
+        if raw is None:
+            return default
+        ts = int(raw) if _WHOLE_NUMBER.fullmatch(raw) else _rfc3339(self.name, raw)
+        if not 0 <= ts <= MAX_TS:
+            raise InvalidParameterError(self.name, "must lie between the years 1970 and 9999")
+        return ts
+
+
+@dataclass(frozen=True, slots=True)
+class Token(Parameter):
+    """A text that an earlier answer gave, taken back as it is; None if absent."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {"type": "string"}
+
+    def read(self) -> str | None:
+        """Return the value of this request."""
+        return request.args.get(self.name)
 
 
 def identifier(name: str, value: str) -> str:
@@ -47,52 +192,21 @@ def identifier(name: str, value: str) -> str:
     return value
 
 
-def only(*names: str) -> None:
-    """Check that the query has no parameter but ``names``, and none twice.
+def only(known: Sequence[Parameter]) -> None:
+    """Check that the query has no parameter but ``known``, and none twice.
 
     Raises:
         InvalidParameterError: It has.
     """
     for name, values in request.args.lists():
-        if name not in names:
-            known = ", ".join(names) if names else "none"
+        if all(name != one.name for one in known):
+            names = ", ".join(one.name for one in known) or "none"
             # Cut, because it is the client's text that goes into an answer.
             raise InvalidParameterError(
-                name[:64], f"no parameter of this route, which has: {known}"
+                name[:64], f"no parameter of this route, which has: {names}"
             )
         if len(values) > 1:
             raise InvalidParameterError(name, "given more than once")
-
-
-def whole_number(name: str, *, default: int, least: int, most: int) -> int:
-    """Return the query parameter ``name`` as a number in [least, most]; ``default`` if absent.
-
-    Raises:
-        InvalidParameterError: It is no number or out of bounds.
-    """
-    raw = request.args.get(name)
-    if raw is None:
-        return default
-    if not _WHOLE_NUMBER.fullmatch(raw) or not least <= int(raw) <= most:
-        raise InvalidParameterError(name, f"must be a whole number from {least} to {most}")
-    return int(raw)
-
-
-def instant(name: str, *, default: int) -> int:
-    """Return the query parameter ``name`` as epoch milliseconds; ``default`` if absent.
-
-    Accepted are epoch milliseconds and RFC 3339 with an offset (2026-01-31T12:00:00Z).
-
-    Raises:
-        InvalidParameterError: It is neither, or before 1970.
-    """
-    raw = request.args.get(name)
-    if raw is None:
-        return default
-    ts = int(raw) if _WHOLE_NUMBER.fullmatch(raw) else _rfc3339(name, raw)
-    if not 0 <= ts <= MAX_TS:
-        raise InvalidParameterError(name, "must lie between the years 1970 and 9999")
-    return ts
 
 
 def _rfc3339(name: str, raw: str) -> int:

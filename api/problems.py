@@ -1,29 +1,98 @@
-"""Errors: every one leaves the service as problem+json (RFC 9457) with the request's id."""
+"""Kinds of errors, and how a view raises one; `api.error_handlers` answers them."""
 
 from __future__ import annotations
 
-import logging
-from http import HTTPStatus
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
-
-from api.request_id import request_id
-from api.responses import json_response
-from api.services import services
-from connectors.recommendation_store import StoreError, StoreTimeout
-
-logger = logging.getLogger(__name__)
+import msgspec
 
 PROBLEM_JSON = "application/problem+json"
-# `about:blank` says: nothing more than the status itself. The others are names, not addresses.
-INVALID_PARAMETER = "urn:recommender:problem:invalid-parameter"
-STORE_UNAVAILABLE = "urn:recommender:problem:store-unavailable"
-STORE_TIMEOUT = "urn:recommender:problem:store-timeout"
-NOT_READY = "urn:recommender:problem:not-ready"
 
 
-class InvalidParameterError(Exception):
+class Kind(NamedTuple):
+    """A kind of problem; ``about:blank`` says nothing more than the status itself.
+
+    The others are names, not addresses.
+    """
+
+    status: int
+    type: str
+    meaning: str
+
+
+def _kind(status: int, name: str, meaning: str) -> Kind:
+    return Kind(status, f"urn:recommender:problem:{name}", meaning)
+
+
+INVALID_PARAMETER = _kind(400, "invalid-parameter", "a parameter is wrong; `parameter` names it")
+INVALID_BODY = _kind(400, "invalid-body", "the body is wrong; `detail` or `errors` say where")
+UNAUTHENTICATED = _kind(401, "unauthenticated", "no API key, or an unknown one")
+FORBIDDEN = _kind(403, "forbidden", "the API key lacks the scope of this route")
+NOT_FOUND = _kind(404, "not-found", "there is no such thing")
+METHOD_NOT_ALLOWED = Kind(405, "about:blank", "the path has other methods")
+TOO_LARGE = _kind(413, "too-large", "the body is too large")
+NOT_JSON = _kind(415, "not-json", "the body must be application/json")
+TOO_MANY_REQUESTS = _kind(429, "too-many-requests", "above the rate limit of the API key")
+FAILED = Kind(500, "about:blank", "the service has an error")
+STORE_UNAVAILABLE = _kind(503, "store-unavailable", "a store cannot be reached")
+STORE_TIMEOUT = _kind(503, "store-timeout", "a store did not answer in time")
+NOT_READY = _kind(503, "not-ready", "a store is down; `stores` says which")
+BUFFER_FULL = _kind(503, "buffer-full", "no room; the first `accepted` events were taken")
+BUSY = _kind(503, "busy", "as many writes as may wait at once are waiting")
+
+
+class BodyError(msgspec.Struct, frozen=True, gc=False):
+    """What is wrong with one element of a body; ``index`` counts from 0."""
+
+    index: int
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as in RFC 9457; ``type`` is for programs, ``detail`` for persons."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    parameter: str | None = None
+    store: str | None = None
+    stores: dict[str, str] | None = None
+    errors: list[BodyError] | None = None
+    accepted: int | None = None
+
+
+class ProblemError(Exception):
+    """An error that leaves as a problem.
+
+    Args:
+        kind: What kind.
+        detail: This occurrence, for a person; nothing that a client may not see.
+        retry: Whether the answer says when to come again; seconds, or True for the configured.
+        headers: Further headers of the answer.
+        members: Further members of `Problem`.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        retry: bool | int = False,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.retry = retry
+        self.headers: Final = dict(headers or {})
+        self.members = members
+
+
+class InvalidParameterError(ProblemError):
     """A parameter of the request is wrong; answered with 400.
 
     Args:
@@ -32,75 +101,4 @@ class InvalidParameterError(Exception):
     """
 
     def __init__(self, parameter: str, detail: str) -> None:
-        super().__init__(f"{parameter}: {detail}")
-        self.parameter = parameter
-        self.detail = detail
-
-
-def problem(status: int, detail: str, *, type_: str = "about:blank", **members: object) -> Response:
-    """Return a problem+json response.
-
-    Args:
-        status: HTTP status; the title is its standard phrase.
-        detail: This occurrence, for a person; nothing that a client may not see.
-        type_: What kind of problem, for a program.
-        members: Further members, such as ``parameter`` or ``stores``.
-    """
-    body = {
-        "type": type_,
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "request_id": request_id(),
-        **members,
-    }
-    return json_response(body, status, mimetype=PROBLEM_JSON)
-
-
-def with_retry_after(response: Response) -> Response:
-    """Add the configured Retry-After to ``response``."""
-    response.headers["Retry-After"] = str(services().config.retry_after_seconds)
-    return response
-
-
-def register(app: Flask) -> None:
-    """Answer every error of ``app`` as a problem."""
-    app.register_error_handler(InvalidParameterError, _invalid_parameter)
-    app.register_error_handler(StoreError, _store_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _unexpected)
-
-
-def _invalid_parameter(error: InvalidParameterError) -> Response:
-    return problem(
-        400,
-        f"{error.parameter}: {error.detail}",
-        type_=INVALID_PARAMETER,
-        parameter=error.parameter,
-    )
-
-
-def _store_error(error: StoreError) -> Response:
-    # With its cause, because the answer leaves out the addresses that the driver's error names.
-    logger.warning(
-        "request %s: %s; cause: %r", request_id(), error, error.__cause__ or "none given"
-    )
-    kind = STORE_TIMEOUT if isinstance(error, StoreTimeout) else STORE_UNAVAILABLE
-    return with_retry_after(problem(503, str(error), type_=kind, store=error.store))
-
-
-def _http_error(error: HTTPException) -> Response | HTTPException:
-    if error.code is None or error.code < 400:
-        # A redirect of the router is no error.
-        return error
-    response = problem(error.code, error.description or HTTPStatus(error.code).phrase)
-    # What the status asks for (Allow of 405, Retry-After, …) stands in the exception's headers.
-    for name, value in error.get_headers(request.environ):
-        if name.lower() not in ("content-type", "content-length"):
-            response.headers[name] = value
-    return response
-
-
-def _unexpected(error: Exception) -> Response:
-    logger.error("request %s failed", request_id(), exc_info=error)
-    return problem(500, "the request failed here; the log has the reason under the request's id")
+        super().__init__(INVALID_PARAMETER, f"{parameter}: {detail}", parameter=parameter)

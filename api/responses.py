@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import msgspec
-from flask import Response
+from flask import Response, request
 
 _encoder = msgspec.json.Encoder()
 
@@ -17,3 +19,24 @@ def json_response(
         TypeError: ``body`` holds a type that msgspec does not know.
     """
     return Response(_encoder.encode(body), status=status, mimetype=mimetype)
+
+
+def cacheable(body: object, *, seconds: int) -> Response:
+    """Return ``body`` with an ETag for ``seconds``; 304 where the request has that very answer.
+
+    Args:
+        body: Anything that msgspec encodes, without what changes from request to request.
+        seconds: How long its receiver may use it without asking again. No shared cache may keep
+            it: it is one person's, or behind a key.
+    """
+    encoded = _encoder.encode(body)
+    tag = f'"{blake2b(encoded, digest_size=12).hexdigest()}"'
+    asked = request.headers.get("If-None-Match")
+    # Weak comparison, as RFC 9110 asks of If-None-Match: W/ in front does not matter.
+    known = asked is not None and (asked.strip() == "*" or tag in asked)
+    response = Response(status=304) if known else Response(encoded, mimetype="application/json")
+    headers = response.headers
+    headers["ETag"] = tag
+    headers["Cache-Control"] = f"private, max-age={seconds}"
+    headers["Vary"] = "Authorization"
+    return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import re
+import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,6 +18,10 @@ DEFAULT_EVENT_TTL_DAYS: Final = 90
 SECONDS_A_DAY: Final = 86_400
 # Cassandra refuses a default_time_to_live above 20 years.
 MAX_EVENT_TTL_DAYS: Final = 20 * 365
+# How long the record of an erasure is kept: it names a user, so it may not stay for ever either.
+ERASURE_TTL_DAYS: Final = 30
+# Partitions over which the whole catalogue is spread: 62,500 rows each at a million products.
+CATALOGUE_BUCKETS: Final = 16
 
 # An unquoted CQL identifier; 48 characters is the server's own limit, because the name becomes
 # part of a path. It is also what keeps the format() below free of injection.
@@ -85,6 +90,76 @@ CREATE TABLE IF NOT EXISTS {keyspace}.events_by_user_day (
   AND speculative_retry = '99p'
 """
 
+# Products the user bought or disliked, newest first. The list already lacks them; what a read fills
+# up with must lack them too, and this way it costs that read nothing. Added to tables of earlier
+# versions; a row without it reads as null.
+_ADD_EXCLUDED: Final = """
+ALTER TABLE {keyspace}.recommendations_by_user
+    ADD IF NOT EXISTS excluded frozen<list<text>>
+"""
+
+# What an answer shows of a product, by its id. A product that was deleted has no row.
+#  - small, rarely written, read at random: 4 KiB chunks as above.
+_CREATE_PRODUCTS: Final = """
+CREATE TABLE IF NOT EXISTS {keyspace}.products (
+    product_id text PRIMARY KEY,
+    title text,
+    category text,
+    price double,
+    in_stock boolean,
+    updated_at timestamp
+) WITH comment = 'The catalogue as it is shown; a deleted product is absent'
+  AND compaction = {{'class': 'SizeTieredCompactionStrategy'}}
+  AND compression = {{'class': 'LZ4Compressor', 'chunk_length_in_kb': '4'}}
+  AND speculative_retry = '99p'
+"""
+
+# The products in stock of a category (`category_scope`) or of a part of the catalogue
+# (`catalogue_scope`), in the order of their price: what a filtered list is filled from, one slice
+# of one partition. A product stands in one category and one part.
+#  - price is part of the key, so a change of price is a delete and an insert (`product_rows`
+#    makes both); NaN stands for no price and sorts behind infinity, outside of every range.
+#  - LeveledCompactionStrategy: the deletes leave tombstones that a slice would walk over.
+_CREATE_PRODUCTS_BY_SCOPE: Final = """
+CREATE TABLE IF NOT EXISTS {keyspace}.products_by_scope (
+    scope text,
+    price double,
+    product_id text,
+    PRIMARY KEY ((scope), price, product_id)
+) WITH comment = 'Products in stock of a category or a part of the catalogue, by price'
+  AND compaction = {{'class': 'LeveledCompactionStrategy'}}
+  AND compression = {{'class': 'LZ4Compressor', 'chunk_length_in_kb': '16'}}
+  AND speculative_retry = '99p'
+"""
+
+# Lists that belong to nobody: scope is 'all' or 'category:<name>' (decayed counts), 'newest' or
+# 'newest:<category>' (the score is the time of first sight, epoch seconds).
+_CREATE_TRENDING: Final = """
+CREATE TABLE IF NOT EXISTS {keyspace}.trending (
+    scope text PRIMARY KEY,
+    items frozen<list<frozen<tuple<text, float>>>>,
+    generated_at timestamp
+) WITH comment = 'Trending and newest products by scope; items: (product_id, score), best first'
+  AND compaction = {{'class': 'SizeTieredCompactionStrategy'}}
+  AND compression = {{'class': 'LZ4Compressor', 'chunk_length_in_kb': '4'}}
+  AND speculative_retry = '99p'
+"""
+
+# One row a user who asked to be erased.
+#  - done_for is the time (ts) of the erase event that the job has carried out: done is
+#    done_for >= requested_at. No two clocks are compared, and an old event cannot answer for a
+#    newer request.
+_CREATE_ERASURES: Final = """
+CREATE TABLE IF NOT EXISTS {keyspace}.erasures (
+    user_id text PRIMARY KEY,
+    requested_at timestamp,
+    done_for timestamp,
+    done_at timestamp
+) WITH comment = 'Erasures of users, asked for by the service and done by the job; expires'
+  AND compaction = {{'class': 'SizeTieredCompactionStrategy'}}
+  AND default_time_to_live = {erasure_ttl_seconds}
+"""
+
 _EVENT_COLUMNS: Final = "ts, event_id, type, product_id, query, session_id, dwell_ms, quantity"
 
 # Name -> statement. `{keyspace}` is filled in by `statement`; everything else is a bind marker.
@@ -93,6 +168,11 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "create_keyspace": _CREATE_KEYSPACE,
         "create_recommendations_by_user": _CREATE_RECOMMENDATIONS,
         "create_events_by_user_day": _CREATE_EVENTS,
+        "create_excluded": _ADD_EXCLUDED,
+        "create_products": _CREATE_PRODUCTS,
+        "create_products_by_scope": _CREATE_PRODUCTS_BY_SCOPE,
+        "create_trending": _CREATE_TRENDING,
+        "create_erasures": _CREATE_ERASURES,
         # The timestamp (epoch microseconds) is the generation, so that the newest list wins
         # whatever the order of arrival.
         "insert_recommendations": (
@@ -106,8 +186,14 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
             f" (user_id, day, {_EVENT_COLUMNS})"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         ),
+        # The same with what the user bought or disliked, newest first.
+        "insert_recommendations_and_excluded": (
+            "INSERT INTO {keyspace}.recommendations_by_user"
+            " (user_id, items, space, event_ts, generated_at, excluded)"
+            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+        ),
         "select_recommendations": (
-            "SELECT items, space, event_ts, generated_at"
+            "SELECT items, space, event_ts, generated_at, excluded"
             " FROM {keyspace}.recommendations_by_user WHERE user_id = ?"
         ),
         # Times are [from, to).
@@ -121,10 +207,58 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
             f"SELECT {_EVENT_COLUMNS} FROM {{keyspace}}.events_by_user_day"
             " WHERE user_id = ? AND day = ? AND ts = ? AND event_id > ? LIMIT ?"
         ),
+        "insert_product": (
+            "INSERT INTO {keyspace}.products"
+            " (product_id, title, category, price, in_stock, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)"
+        ),
+        "delete_product": "DELETE FROM {keyspace}.products WHERE product_id = ?",
+        # A few dozen partitions at once, by one coordinator; the caller bounds the number.
+        "select_products": (
+            "SELECT product_id, title, category, price, in_stock, updated_at"
+            " FROM {keyspace}.products WHERE product_id IN ?"
+        ),
+        "insert_product_in_scope": (
+            "INSERT INTO {keyspace}.products_by_scope (scope, price, product_id) VALUES (?, ?, ?)"
+        ),
+        "delete_product_in_scope": (
+            "DELETE FROM {keyspace}.products_by_scope"
+            " WHERE scope = ? AND price = ? AND product_id = ?"
+        ),
+        "select_products_in_scope": (
+            "SELECT product_id FROM {keyspace}.products_by_scope WHERE scope = ? LIMIT ?"
+        ),
+        "select_products_in_price_range": (
+            "SELECT product_id FROM {keyspace}.products_by_scope"
+            " WHERE scope = ? AND price >= ? AND price <= ? LIMIT ?"
+        ),
+        "insert_trending": (
+            "INSERT INTO {keyspace}.trending (scope, items, generated_at) VALUES (?, ?, ?)"
+        ),
+        "select_trending": "SELECT items, generated_at FROM {keyspace}.trending WHERE scope = ?",
+        "insert_erasure": "INSERT INTO {keyspace}.erasures (user_id, requested_at) VALUES (?, ?)",
+        "insert_erasure_done": (
+            "INSERT INTO {keyspace}.erasures (user_id, done_for, done_at) VALUES (?, ?, ?)"
+        ),
+        "select_erasure": (
+            "SELECT requested_at, done_for, done_at FROM {keyspace}.erasures WHERE user_id = ?"
+        ),
+        # The timestamp (epoch microseconds) must not be below the generation of the last list.
+        "delete_recommendations": (
+            "DELETE FROM {keyspace}.recommendations_by_user USING TIMESTAMP ? WHERE user_id = ?"
+        ),
+        "delete_events": (
+            "DELETE FROM {keyspace}.events_by_user_day WHERE user_id = ? AND day = ?"
+        ),
     }
 )
 
-_CREATE_TABLES: Final = ("create_recommendations_by_user", "create_events_by_user_day")
+_CREATE_TABLES: Final = tuple(
+    name for name in CQL if name.startswith("create_") and name != "create_keyspace"
+)
+
+ALL_SCOPE: Final = "all"
+NEWEST_SCOPE: Final = "newest"
 
 
 class SchemaError(RuntimeError):
@@ -154,6 +288,26 @@ def statement(name: str, keyspace: str) -> str:
         ValueError: The keyspace's name is not valid.
     """
     return CQL[name].format(keyspace=validate_keyspace(keyspace))
+
+
+def category_scope(category: str) -> str:
+    """Return the scope of a category, in `trending` and in `products_by_scope`."""
+    return f"category:{category}"
+
+
+def newest_scope(category: str) -> str:
+    """Return the scope of a category's newest products in `trending`."""
+    return f"{NEWEST_SCOPE}:{category}"
+
+
+def catalogue_scope(bucket: int) -> str:
+    """Return the scope of part ``bucket`` (0 to `CATALOGUE_BUCKETS` - 1) of the catalogue."""
+    return f"all:{bucket}"
+
+
+def bucket_of(product_id: str) -> int:
+    """Return the part of the catalogue in which a product stands."""
+    return zlib.crc32(product_id.encode("utf-8", "surrogatepass")) % CATALOGUE_BUCKETS
 
 
 def day_of(ts: int) -> dt.date:
@@ -199,7 +353,11 @@ def schema_statements(
         .strip(),
         *(
             CQL[name]
-            .format(keyspace=keyspace, event_ttl_seconds=event_ttl_days * SECONDS_A_DAY)
+            .format(
+                keyspace=keyspace,
+                event_ttl_seconds=event_ttl_days * SECONDS_A_DAY,
+                erasure_ttl_seconds=ERASURE_TTL_DAYS * SECONDS_A_DAY,
+            )
             .strip()
             for name in _CREATE_TABLES
         ),

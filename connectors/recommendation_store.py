@@ -1,4 +1,4 @@
-"""The read side of the pipeline's tables: a user's recommendations and events, by one protocol."""
+"""What the service reads, by one protocol: lists, events, products, trending; and erasures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import base64
 import binascii
 import datetime as dt
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
@@ -18,7 +19,14 @@ from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.protocol import ErrorMessage
 
 from connectors.cassandra_schema import SECONDS_A_DAY, day_of, start_of_day, statement
-from connectors.cassandra_session import READ_PROFILE, CassandraOptions, DataCenterError, connect
+from connectors.cassandra_session import (
+    READ_PROFILE,
+    WRITE_PROFILE,
+    CassandraOptions,
+    DataCenterError,
+    connect,
+)
+from connectors.product_rows import ProductRow
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +39,8 @@ _MAX_PARALLEL_DAYS: Final = 8
 _MAX_TS: Final = 253_402_300_799_999
 _EPOCH: Final = dt.datetime(1970, 1, 1)
 _ONE_MS: Final = dt.timedelta(milliseconds=1)
+# Products that one call reads at most: more are a mistake of the caller's.
+MAX_PRODUCTS: Final = 200
 # Any id does: the read must succeed, not find something.
 _PING_USER: Final = "health-check"
 
@@ -47,7 +57,8 @@ class RecommendationList(msgspec.Struct, frozen=True, gc=False):
     """The newest list of a user, best first; times in epoch milliseconds.
 
     ``event_ts`` is the time of the newest event that the list knows of, ``generated_at`` that of
-    its making; ``space`` names the embedding space of the lookup.
+    its making; ``space`` names the embedding space of the lookup; ``excluded`` are the products
+    that the user bought or disliked, newest first.
     """
 
     user_id: str
@@ -55,6 +66,24 @@ class RecommendationList(msgspec.Struct, frozen=True, gc=False):
     space: str
     event_ts: int
     generated_at: int
+    excluded: tuple[str, ...] = ()
+
+
+class TrendingList(msgspec.Struct, frozen=True, gc=False):
+    """Products of a scope, best first: (product_id, score); ``generated_at`` epoch milliseconds."""
+
+    items: tuple[tuple[str, float], ...]
+    generated_at: int
+
+
+class Erasure(msgspec.Struct, frozen=True, gc=False):
+    """The state of a user's erasure, times in epoch milliseconds.
+
+    ``done_at`` is when the job has finished, None while the request has not been carried out.
+    """
+
+    requested_at: int
+    done_at: int | None
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -154,7 +183,7 @@ def check_range(start: int, end: int, limit: int) -> None:
 
 
 class RecommendationStore(Protocol):
-    """Where the service reads. Safe to use from several threads.
+    """Where the service reads, and records erasures. Safe to use from several threads.
 
     Every method may raise `StoreUnavailable` and `StoreTimeout`, and no other error for the state
     of the servers.
@@ -183,6 +212,39 @@ class RecommendationStore(Protocol):
             ValueError: The range or the limit is out of bounds.
             InvalidPageTokenError: ``page`` is not a token.
         """
+        ...
+
+    def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
+        """Return the products that exist, by their ids.
+
+        Raises:
+            ValueError: More than `MAX_PRODUCTS` ids.
+        """
+        ...
+
+    def trending(self, scope: str) -> TrendingList | None:
+        """Return the list of ``scope`` (see `cassandra_schema`); None where there is none."""
+        ...
+
+    def products_in(
+        self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
+    ) -> list[str]:
+        """Return ids of products in stock, by ascending price; those without a price are last.
+
+        Args:
+            scope: A category's or a part's of the catalogue.
+            least: The lowest price; with it or ``most``, products without a price are left out.
+            most: The highest price, inclusive.
+            limit: Ids at most, from 1.
+        """
+        ...
+
+    def request_erasure(self, user_id: str, requested_at: int) -> None:
+        """Record that a user shall be erased; ``requested_at`` is the erase event's time."""
+        ...
+
+    def erasure(self, user_id: str) -> Erasure | None:
+        """Return how far the newest erasure of ``user_id`` is; None where there was none."""
         ...
 
     def ping(self) -> None:
@@ -228,9 +290,19 @@ class CassandraRecommendationStore:
         self._timeout = timeout_seconds
         self._max_days = max_days
         try:
-            self._select_list = session.prepare(statement("select_recommendations", keyspace))
-            self._select_events = session.prepare(statement("select_events", keyspace))
-            self._select_tie = session.prepare(statement("select_events_of_ts", keyspace))
+
+            def prepare(name: str) -> Any:
+                return session.prepare(statement(name, keyspace))
+
+            self._select_list = prepare("select_recommendations")
+            self._select_events = prepare("select_events")
+            self._select_tie = prepare("select_events_of_ts")
+            self._select_products = prepare("select_products")
+            self._select_trending = prepare("select_trending")
+            self._select_in_scope = prepare("select_products_in_scope")
+            self._select_in_range = prepare("select_products_in_price_range")
+            self._select_erasure = prepare("select_erasure")
+            self._insert_erasure = prepare("insert_erasure")
         except RequestValidationException as error:
             # The table is made by a deployment step that may run after this service has started:
             # at this moment, and only at this one, that is a reason to wait.
@@ -273,7 +345,7 @@ class CassandraRecommendationStore:
         rows = self._read(self._select_list, (user_id,))
         if not rows:
             return None
-        items, space, event_ts, generated_at = rows[0]
+        items, space, event_ts, generated_at, excluded = rows[0]
         return RecommendationList(
             user_id,
             # None is a row that was written without a list: as empty as an empty one.
@@ -281,7 +353,64 @@ class CassandraRecommendationStore:
             space,
             _epoch_ms(event_ts),
             _epoch_ms(generated_at),
+            tuple(excluded or ()),
         )
+
+    def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
+        """See `RecommendationStore.products`."""
+        check_products(product_ids)
+        if not product_ids:
+            return {}
+        # Sorted out of the caller's order and doubles: Cassandra would read a partition twice.
+        rows = self._read(self._select_products, (list(set(product_ids)),))
+        return {
+            row[0]: ProductRow(
+                row[0],
+                row[1] or "",
+                row[2] or "",
+                None if row[3] is None or math.isnan(row[3]) else row[3],
+                bool(row[4]),
+                _epoch_ms(row[5]),
+            )
+            for row in rows
+        }
+
+    def trending(self, scope: str) -> TrendingList | None:
+        """See `RecommendationStore.trending`."""
+        rows = self._read(self._select_trending, (scope,))
+        if not rows:
+            return None
+        items, generated_at = rows[0]
+        return TrendingList(tuple(items or ()), _epoch_ms(generated_at))
+
+    def products_in(
+        self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
+    ) -> list[str]:
+        """See `RecommendationStore.products_in`."""
+        if limit < 1:
+            msg = f"limit {limit}: must be at least 1"
+            raise ValueError(msg)
+        if least is None and most is None:
+            rows = self._read(self._select_in_scope, (scope, limit))
+        else:
+            low = -math.inf if least is None else least
+            high = math.inf if most is None else most
+            rows = self._read(self._select_in_range, (scope, low, high, limit))
+        return [product_id for (product_id,) in rows]
+
+    def request_erasure(self, user_id: str, requested_at: int) -> None:
+        """See `RecommendationStore.request_erasure`; acknowledged at the write consistency."""
+        self._read(self._insert_erasure, (user_id, requested_at), WRITE_PROFILE)
+
+    def erasure(self, user_id: str) -> Erasure | None:
+        """See `RecommendationStore.erasure`."""
+        rows = self._read(self._select_erasure, (user_id,))
+        if not rows:
+            return None
+        requested_at, done_for, done_at = (
+            None if value is None else _epoch_ms(value) for value in rows[0]
+        )
+        return erasure_of(requested_at, done_for, done_at)
 
     def events(
         self, user_id: str, *, start: int, end: int, limit: int, page: str | None = None
@@ -325,11 +454,13 @@ class CassandraRecommendationStore:
         if self._cluster is not None:
             self._cluster.shutdown()
 
-    def _read(self, prepared: Any, values: tuple[Any, ...]) -> list[Any]:
+    def _read(
+        self, prepared: Any, values: tuple[Any, ...], profile: str = READ_PROFILE
+    ) -> list[Any]:
         try:
             return list(
                 self._session.execute(
-                    prepared, values, timeout=self._timeout, execution_profile=READ_PROFILE
+                    prepared, values, timeout=self._timeout, execution_profile=profile
                 )
             )
         except RequestValidationException:
@@ -417,6 +548,28 @@ class LazyRecommendationStore:
         """See `RecommendationStore.events`."""
         return self._connected().events(user_id, start=start, end=end, limit=limit, page=page)
 
+    def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
+        """See `RecommendationStore.products`."""
+        return self._connected().products(product_ids)
+
+    def trending(self, scope: str) -> TrendingList | None:
+        """See `RecommendationStore.trending`."""
+        return self._connected().trending(scope)
+
+    def products_in(
+        self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
+    ) -> list[str]:
+        """See `RecommendationStore.products_in`."""
+        return self._connected().products_in(scope, least=least, most=most, limit=limit)
+
+    def request_erasure(self, user_id: str, requested_at: int) -> None:
+        """See `RecommendationStore.request_erasure`."""
+        self._connected().request_erasure(user_id, requested_at)
+
+    def erasure(self, user_id: str) -> Erasure | None:
+        """See `RecommendationStore.erasure`."""
+        return self._connected().erasure(user_id)
+
     def ping(self) -> None:
         """See `RecommendationStore.ping`."""
         self._connected().ping()
@@ -476,6 +629,32 @@ class LazyRecommendationStore:
             store.close()
         else:
             logger.info("connected to %s", self.name)
+
+
+def check_products(product_ids: Sequence[str]) -> None:
+    """Check the argument of `RecommendationStore.products`.
+
+    Raises:
+        ValueError: There are too many.
+    """
+    if len(product_ids) > MAX_PRODUCTS:
+        msg = f"{len(product_ids)} products: at most {MAX_PRODUCTS} a call"
+        raise ValueError(msg)
+
+
+def erasure_of(
+    requested_at: int | None, done_for: int | None, done_at: int | None
+) -> Erasure | None:
+    """Return the state that the columns of `erasures` mean, epoch milliseconds.
+
+    ``done_for`` is the time of the newest erase event that was carried out; one that came from
+    elsewhere than this service has no request.
+    """
+    if requested_at is None:
+        return None if done_for is None else Erasure(done_for, done_at)
+    return Erasure(
+        requested_at, done_at if done_for is not None and done_for >= requested_at else None
+    )
 
 
 def cut_page(found: list[StoredEvent], limit: int, *, start: int, lowest: int) -> EventPage:

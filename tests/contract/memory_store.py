@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
+from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
     DEFAULT_MAX_DAYS,
+    Erasure,
     EventCursor,
     EventPage,
     RecommendationList,
     StoredEvent,
     StoreError,
+    TrendingList,
+    check_products,
     check_range,
     cut_page,
+    erasure_of,
     window_start,
 )
 
@@ -24,6 +33,11 @@ class InMemoryRecommendationStore:
         self._max_days = max_days
         self._lists: dict[str, RecommendationList] = {}
         self._events: dict[str, dict[tuple[int, str], StoredEvent]] = {}
+        self._products: dict[str, ProductRow] = {}
+        self._trending: dict[str, TrendingList] = {}
+        self._requested: dict[str, int] = {}
+        self._done: dict[str, tuple[int, int]] = {}
+        self.reads = 0
 
     def save_list(self, found: RecommendationList) -> None:
         known = self._lists.get(found.user_id)
@@ -32,6 +46,54 @@ class InMemoryRecommendationStore:
 
     def save_event(self, user_id: str, event: StoredEvent) -> None:
         self._events.setdefault(user_id, {})[event.ts, event.event_id] = event
+
+    def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
+        if old is not None:
+            self._products.pop(old.product_id, None)
+        if new is not None:
+            self._products[new.product_id] = new
+
+    def save_trending(self, scope: str, found: TrendingList) -> None:
+        self._trending[scope] = found
+
+    def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
+        self._done[user_id] = (done_for, done_at)
+
+    def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
+        self.ping()
+        check_products(product_ids)
+        return {one: self._products[one] for one in product_ids if one in self._products}
+
+    def trending(self, scope: str) -> TrendingList | None:
+        self.ping()
+        return self._trending.get(scope)
+
+    def products_in(
+        self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
+    ) -> list[str]:
+        self.ping()
+        if limit < 1:
+            msg = f"limit {limit}: must be at least 1"
+            raise ValueError(msg)
+        bounded = least is not None or most is not None
+        low = -math.inf if least is None else least
+        high = math.inf if most is None else most
+        found = [
+            (row.price is None, row.price or 0.0, row.product_id)
+            for row in self._products.values()
+            if row.in_stock
+            and scope in (category_scope(row.category), catalogue_scope(bucket_of(row.product_id)))
+            and (not bounded if row.price is None else low <= row.price <= high)
+        ]
+        return [product_id for _, _, product_id in sorted(found)[:limit]]
+
+    def request_erasure(self, user_id: str, requested_at: int) -> None:
+        self.ping()
+        self._requested[user_id] = requested_at
+
+    def erasure(self, user_id: str) -> Erasure | None:
+        self.ping()
+        return erasure_of(self._requested.get(user_id), *self._done.get(user_id, (None, None)))
 
     def recommendations(self, user_id: str) -> RecommendationList | None:
         self.ping()
@@ -55,6 +117,7 @@ class InMemoryRecommendationStore:
         return cut_page(found[: limit + 1], limit, start=start, lowest=lowest)
 
     def ping(self) -> None:
+        self.reads += 1
         if self.failure is not None:
             raise self.failure
 

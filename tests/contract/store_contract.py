@@ -7,13 +7,18 @@ from typing import Protocol
 
 import pytest
 
+from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
+from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
+    MAX_PRODUCTS,
+    Erasure,
     EventPage,
     InvalidPageTokenError,
     Recommendation,
     RecommendationList,
     RecommendationStore,
     StoredEvent,
+    TrendingList,
 )
 
 DAY = 86_400_000
@@ -30,6 +35,12 @@ class Subject(Protocol):
     def save_list(self, found: RecommendationList) -> None: ...
 
     def save_event(self, user_id: str, event: StoredEvent) -> None: ...
+
+    def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None: ...
+
+    def save_trending(self, scope: str, found: TrendingList) -> None: ...
+
+    def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None: ...
 
 
 def click(event_id: str, ts: int) -> StoredEvent:
@@ -67,6 +78,7 @@ class StoreContract:
             "text64-v1",
             NOON + 1,
             NOON + 2,
+            ("bought", "disliked"),
         )
         subject.save_list(saved)
         assert subject.store.recommendations(user) == saved
@@ -164,6 +176,87 @@ class StoreContract:
         subject.save_event(user, click("e'\n", NOON))
         page = subject.store.events(user, start=NOON, end=NOON + 1, limit=1)
         assert page.events == (click("e'\n", NOON),)
+
+    def test_products_come_back_as_saved_and_absent_ones_not(
+        self, subject: Subject, user: str
+    ) -> None:
+        one = ProductRow(f"1{user}", "Été 4K", "MONITOR", 189.5, True, NOON)
+        two = ProductRow(f"2{user}", "", "", None, False, NOON + 1)
+        for row in (one, two):
+            subject.save_product(None, row)
+        ids = [one.product_id, "absent", two.product_id, one.product_id]
+        assert subject.store.products(ids) == {one.product_id: one, two.product_id: two}
+        assert subject.store.products([]) == {}
+
+    def test_product_that_changes_is_replaced_and_a_deleted_one_is_absent(
+        self, subject: Subject, user: str
+    ) -> None:
+        first = ProductRow(user, "t", f"A{user}", 10.0, True, NOON)
+        second = ProductRow(user, "t2", f"B{user}", None, True, NOON + 1)
+        subject.save_product(None, first)
+        subject.save_product(first, second)
+        assert subject.store.products([user]) == {user: second}
+        assert subject.store.products_in(category_scope(f"A{user}"), limit=5) == []
+        assert subject.store.products_in(category_scope(f"B{user}"), limit=5) == [user]
+        subject.save_product(second, None)
+        assert subject.store.products([user]) == {}
+        assert subject.store.products_in(category_scope(f"B{user}"), limit=5) == []
+
+    def test_too_many_products_are_refused(self, subject: Subject) -> None:
+        with pytest.raises(ValueError, match="at most"):
+            subject.store.products(["p"] * (MAX_PRODUCTS + 1))
+
+    def test_products_of_a_category_within_a_price_range(self, subject: Subject, user: str) -> None:
+        category = f"C{user}"
+        prices = {"a": 5.0, "b": 10.0, "c": None, "d": 20.0, "e": 20.01, "f": 0.0}
+        for name, price in prices.items():
+            subject.save_product(None, ProductRow(name + user, "", category, price, True, NOON))
+        gone = ProductRow("g" + user, "", category, 7.0, True, NOON)
+        subject.save_product(None, gone)
+        subject.save_product(gone, ProductRow("g" + user, "", category, 7.0, False, NOON + 1))
+        scope = category_scope(category)
+
+        def found(**bounds: float) -> str:
+            ids = subject.store.products_in(scope, limit=50, **bounds)
+            return "".join(one[0] for one in ids)
+
+        assert found(least=5, most=20) == "abd"
+        assert found(least=10) == "bde"
+        assert found(most=10) == "fab"
+        assert found() == "fabdec"
+        assert len(subject.store.products_in(scope, limit=2)) == 2
+        with pytest.raises(ValueError, match="limit"):
+            subject.store.products_in(scope, limit=0)
+
+    def test_product_stands_in_its_part_of_the_catalogue(self, subject: Subject, user: str) -> None:
+        subject.save_product(None, ProductRow(user, "", "", 1e9, True, NOON))
+        scope = catalogue_scope(bucket_of(user))
+        assert user in subject.store.products_in(scope, least=1e9, most=1e9, limit=1000)
+
+    def test_trending_list_comes_back_as_saved(self, subject: Subject, user: str) -> None:
+        assert subject.store.trending(user) is None
+        saved = TrendingList((("p2", 2.5), ("p1", 0.5)), NOON)
+        subject.save_trending(user, saved)
+        assert subject.store.trending(user) == saved
+        subject.save_trending(user, TrendingList((), NOON + 1))
+        assert subject.store.trending(user) == TrendingList((), NOON + 1)
+
+    def test_erasure_is_done_when_its_own_event_was_carried_out(
+        self, subject: Subject, user: str
+    ) -> None:
+        assert subject.store.erasure(user) is None
+        subject.store.request_erasure(user, NOON)
+        assert subject.store.erasure(user) == Erasure(NOON, None)
+        subject.finish_erasure(user, NOON, NOON + 700)
+        assert subject.store.erasure(user) == Erasure(NOON, NOON + 700)
+        subject.store.request_erasure(user, NOON + 5)
+        assert subject.store.erasure(user) == Erasure(NOON + 5, None)
+
+    def test_erasure_that_nobody_asked_the_service_for_is_known(
+        self, subject: Subject, user: str
+    ) -> None:
+        subject.finish_erasure(user, NOON, NOON + 1)
+        assert subject.store.erasure(user) == Erasure(NOON, NOON + 1)
 
     def test_ping(self, subject: Subject) -> None:
         subject.store.ping()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from connectors.recommendation_store import RecommendationList, StoredEvent
+from connectors.product_rows import ProductRow
+from connectors.recommendation_store import RecommendationList, StoredEvent, TrendingList
 from tests.contract.memory_store import InMemoryRecommendationStore
 from tests.contract.store_contract import StoreContract
 
@@ -18,6 +19,15 @@ class MemorySubject:
 
     def save_event(self, user_id: str, event: StoredEvent) -> None:
         self.store.save_event(user_id, event)
+
+    def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
+        self.store.save_product(old, new)
+
+    def save_trending(self, scope: str, found: TrendingList) -> None:
+        self.store.save_trending(scope, found)
+
+    def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
+        self.store.finish_erasure(user_id, done_for, done_at)
 
 
 class TestInMemoryStore(StoreContract):

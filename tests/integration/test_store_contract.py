@@ -10,11 +10,13 @@ from cassandra.query import UNSET_VALUE
 
 from connectors.cassandra_schema import create_schema, day_of, statement
 from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
+from connectors.product_rows import ProductRow, product_writes
 from connectors.recommendation_store import (
     CassandraRecommendationStore,
     RecommendationList,
     StoredEvent,
     StoreUnavailable,
+    TrendingList,
 )
 from tests.contract.store_contract import StoreContract
 
@@ -27,7 +29,9 @@ class CassandraSubject:
     def __init__(self, session: Any) -> None:
         self.store = CassandraRecommendationStore(session, KEYSPACE, timeout_seconds=10)
         self._session = session
-        self._insert_list = session.prepare(statement("insert_recommendations", KEYSPACE))
+        self._insert_list = session.prepare(
+            statement("insert_recommendations_and_excluded", KEYSPACE)
+        )
         self._insert_event = session.prepare(statement("insert_event", KEYSPACE))
 
     def save_list(self, found: RecommendationList) -> None:
@@ -38,9 +42,24 @@ class CassandraSubject:
             found.space,
             found.event_ts,
             found.generated_at,
+            list(found.excluded),
             found.generated_at * 1000,
         )
         self._session.execute(self._insert_list, values, execution_profile=WRITE_PROFILE)
+
+    def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
+        for name, values in product_writes(old, new):
+            self._write(name, values)
+
+    def save_trending(self, scope: str, found: TrendingList) -> None:
+        self._write("insert_trending", (scope, list(found.items), found.generated_at))
+
+    def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
+        self._write("insert_erasure_done", (user_id, done_for, done_at))
+
+    def _write(self, name: str, values: tuple[Any, ...]) -> None:
+        prepared = self._session.prepare(statement(name, KEYSPACE))
+        self._session.execute(prepared, values, execution_profile=WRITE_PROFILE)
 
     def save_event(self, user_id: str, event: StoredEvent) -> None:
         optional = (

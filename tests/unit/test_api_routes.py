@@ -11,7 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from api import ApiConfig, create_app
+from api.config import ApiConfig
+from api.factory import create_app
+from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
     Recommendation,
     RecommendationList,
@@ -30,6 +32,8 @@ def store() -> InMemoryRecommendationStore:
     store = InMemoryRecommendationStore()
     items = tuple(Recommendation(f"p{n}", 0.8999999761581421 - n, "profile") for n in range(150))
     store.save_list(RecommendationList("u1", items, "text64-v1", NOW - 5, NOW))
+    for n in range(150):
+        store.save_product(None, ProductRow(f"p{n}", f"T{n}", "MONITOR", 10.0 + n, True, NOW))
     for n in range(5):
         store.save_event("u1", StoredEvent(f"e{n}", "click", NOW - n, product_id=f"p{n}"))
     return store
@@ -64,7 +68,15 @@ def test_list_has_twenty_items_by_default(client: FlaskClient) -> None:
     assert response.status_code == 200
     assert response.mimetype == "application/json"
     assert len(body["items"]) == 20
-    assert body["items"][0] == {"product_id": "p0", "score": 0.9, "reason": "profile"}
+    assert body["items"][0] == {
+        "product_id": "p0",
+        "title": "T0",
+        "category": "MONITOR",
+        "price": 10.0,
+        "score": 0.9,
+        "reason": "profile",
+        "source": "personal",
+    }
     del body["items"]
     assert body == {
         "user_id": "u1",
@@ -72,6 +84,8 @@ def test_list_has_twenty_items_by_default(client: FlaskClient) -> None:
         "space": "text64-v1",
         "event_ts": NOW - 5,
         "generated_at": NOW,
+        "freshness_ms": 5,
+        "degraded": False,
     }
 
 
@@ -81,7 +95,8 @@ def test_limit_is_kept(client: FlaskClient, limit: int) -> None:
     assert len(body["items"]) == limit
 
 
-def test_unknown_user_gets_an_empty_list(client: FlaskClient) -> None:
+def test_unknown_user_of_an_empty_shop_gets_an_empty_list() -> None:
+    client = create_app(ApiConfig(), store=InMemoryRecommendationStore()).test_client()
     response = client.get("/v1/users/nobody/recommendations")
     assert response.status_code == 200
     assert json.loads(response.data) == {
@@ -91,12 +106,20 @@ def test_unknown_user_gets_an_empty_list(client: FlaskClient) -> None:
         "space": None,
         "event_ts": None,
         "generated_at": None,
+        "freshness_ms": None,
+        "degraded": False,
     }
 
 
 @pytest.mark.parametrize(
     ("path", "user"),
-    [("a%2Fb", "a/b"), ("a//b", "a//b"), ("%C3%BC%20x", "ü x"), ("u" * 128, "u" * 128)],
+    [
+        ("a%2Fb", "a/b"),
+        ("a//b", "a//b"),
+        ("a%0Ab%0A", "a\nb\n"),
+        ("%C3%BC%20x", "ü x"),
+        ("u" * 128, "u" * 128),
+    ],
 )
 def test_any_text_is_an_id(client: FlaskClient, path: str, user: str) -> None:
     response = client.get(f"/v1/users/{path}/recommendations")
@@ -127,6 +150,12 @@ def test_id_that_is_not_utf8_is_named(client: FlaskClient) -> None:
         ("recommendations?limit=%D9%A1", "limit"),
         ("recommendations?limit=1&limit=2", "limit"),
         ("recommendations?limt=5", "limt"),
+        ("recommendations?category=", "category"),
+        ("recommendations?min_price=x", "min_price"),
+        ("recommendations?min_price=-1", "min_price"),
+        ("recommendations?max_price=nan", "max_price"),
+        ("recommendations?max_price=inf", "max_price"),
+        ("recommendations?min_price=2&max_price=1", "min_price"),
         ("events?limit=501", "limit"),
         ("events?from=yesterday", "from"),
         ("events?from=2026-01-31T12:00:00", "from"),
@@ -219,7 +248,7 @@ def test_store_that_does_not_answer_is_503(
     assert response.headers["Retry-After"] == "2"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/users/u1", "/v1/users/u1/recommendations/"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/users", "/v1/products/a/b", "/v1/trending/"])
 def test_unknown_path_is_a_404_problem(client: FlaskClient, path: str) -> None:
     assert_problem(client.get(path), 404)
 
@@ -256,4 +285,21 @@ def test_request_id_is_taken_over_if_it_is_harmless(
 
 
 def test_nothing_is_cached_unless_a_route_says_so(client: FlaskClient) -> None:
-    assert client.get("/v1/users/u1/recommendations").headers["Cache-Control"] == "no-store"
+    assert client.get("/v1/users/u1/events").headers["Cache-Control"] == "no-store"
+    assert client.get("/v1/users/u1/recommendations?limit=0").headers["Cache-Control"] == "no-store"
+
+
+def test_list_may_be_used_for_a_second_and_is_not_sent_again(
+    client: FlaskClient, store: InMemoryRecommendationStore
+) -> None:
+    url = "/v1/users/u1/recommendations"
+    first = client.get(url)
+    assert first.headers["Cache-Control"] == "private, max-age=1"
+    assert "Authorization" in first.headers["Vary"]
+    tag = first.headers["ETag"]
+    for sent in (tag, f'W/{tag}, "other"', "*"):
+        again = client.get(url, headers={"If-None-Match": sent})
+        assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", tag)
+    changed = RecommendationList("u1", (), "text64-v1", NOW, NOW + 1)
+    store.save_list(changed)
+    assert client.get(url, headers={"If-None-Match": tag}).status_code == 200

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from api import ApiConfig, create_app
+from api.config import ApiConfig
+from api.factory import create_app
 from api.services import services_of
 from connectors.cassandra_session import CassandraOptions
 from connectors.recommendation_store import (

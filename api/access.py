@@ -1,0 +1,166 @@
+"""API keys: who may use which routes; only their hashes are known here.
+
+A key is 256 random bits, so that its SHA-256 is as good as it: nothing can be guessed, and a slow
+hash would only slow the service down. Without keys everyone on this machine may do everything,
+and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from flask import request
+
+from api.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError
+
+Scope = Literal["read", "ingest", "catalogue", "erase"]
+SCOPES: Final[tuple[Scope, ...]] = ("read", "ingest", "catalogue", "erase")
+KEY_PREFIX: Final = "rk_"
+
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="recommender"'}
+_LOCAL_NAMES: Final = frozenset({"localhost", "::1"})
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One key of the file: a name for the metrics, the hash, what it may do."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1)]
+
+
+def hash_key(key: str) -> str:
+    """Return the SHA-256 of a key, as it stands in the file."""
+    return sha256(key.encode()).hexdigest()
+
+
+def parse_keys(raw: bytes, origin: str) -> tuple[ApiKey, ...]:
+    """Read keys: a JSON array of objects with ``name``, ``sha256`` and ``scopes``.
+
+    Raises:
+        ValueError: It is not that; the message names ``origin`` and no hash.
+    """
+    try:
+        keys = msgspec.json.decode(raw, type=tuple[ApiKey, ...])
+    except msgspec.DecodeError as error:
+        msg = f"{origin}: {error}"
+        raise ValueError(msg) from None
+    for what, values in (("name", [key.name for key in keys]), ("key", [k.sha256 for k in keys])):
+        if len(set(values)) < len(values):
+            msg = f"{origin}: a {what} stands there twice"
+            raise ValueError(msg)
+    if not keys:
+        msg = f"{origin}: has no keys; unset it to serve this machine only"
+        raise ValueError(msg)
+    return keys
+
+
+def load_keys(file: Path) -> tuple[ApiKey, ...]:
+    """Read the keys of a file.
+
+    Raises:
+        ValueError: It cannot be read, or is not valid.
+    """
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        msg = f"API keys file: {error}"
+        raise ValueError(msg) from error
+    return parse_keys(raw, str(file))
+
+
+def is_loopback(bind: str) -> bool:
+    """Tell whether a gunicorn address (host:port, unix:path) is of this machine only."""
+    if bind.startswith("unix:"):
+        return True
+    host = re.sub(r"^tcp://", "", bind).rpartition(":")[0].strip("[]")
+    return _local(host)
+
+
+def check_binds(binds: Sequence[str], keys: Sequence[ApiKey]) -> None:
+    """Refuse to serve others than this machine without keys.
+
+    Raises:
+        ValueError: An address is not of this machine, and there are no keys.
+    """
+    open_to_others = [bind for bind in binds if not is_loopback(bind)]
+    if open_to_others and not keys:
+        msg = (
+            f"{', '.join(open_to_others)}: other machines are served with API keys only;"
+            " set RECOMMENDER_API_KEYS_FILE, or bind to 127.0.0.1"
+        )
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a key, or the user of this machine (``key`` 0) where there are none."""
+
+    key: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Decides who may do what."""
+
+    keys: tuple[ApiKey, ...] = ()
+    _hashes: tuple[bytes, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep the hashes as bytes."""
+        object.__setattr__(self, "_hashes", tuple(bytes.fromhex(key.sha256) for key in self.keys))
+
+    def admit(self, scope: Scope) -> Caller:
+        """Return who asks, if the request may use a route of ``scope``.
+
+        Raises:
+            ProblemError: It may not: 401 without a known key, 403 without the scope.
+        """
+        if not self.keys:
+            return self._neighbour()
+        kind, _, presented = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not presented:
+            detail = "send the API key: Authorization: Bearer <key>"
+            raise ProblemError(UNAUTHENTICATED, detail, headers=_CHALLENGE)
+        digest = sha256(presented.strip().encode("utf-8", "surrogateescape")).digest()
+        found = -1
+        # All of them, whichever fits: the time says nothing about the keys.
+        for number, known in enumerate(self._hashes):
+            if hmac.compare_digest(digest, known):
+                found = number
+        if found < 0:
+            raise ProblemError(UNAUTHENTICATED, "the API key is unknown", headers=_CHALLENGE)
+        key = self.keys[found]
+        if scope not in key.scopes:
+            raise ProblemError(FORBIDDEN, f"the API key lacks the scope {scope}")
+        return Caller(found, key.name)
+
+    @staticmethod
+    def _neighbour() -> Caller:
+        """Admit this machine, and not a page that a browser on it has from elsewhere."""
+        # A unix socket has no address.
+        address = request.remote_addr or "127.0.0.1"
+        # A name that an attacker's DNS points here would pass for this machine otherwise.
+        host = urlsplit(f"//{request.host}").hostname or ""
+        if not _local(address) or not _local(host):
+            raise ProblemError(FORBIDDEN, "without API keys only this machine is served")
+        return Caller(0, "local")
+
+
+def _local(host: str) -> bool:
+    if host in _LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

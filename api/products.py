@@ -1,0 +1,284 @@
+"""Products: read, written to the broadcast catalogue, and the similar ones of one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from flask import Blueprint, Response
+
+from api import problems
+from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
+from api.operations import Answer, Body, Operation, charge, route
+from api.problems import BodyError, Kind, ProblemError
+from api.recommendations import CACHE_HEADERS, LIMIT, MAX_CATEGORY, UNCHANGED
+from api.responses import cacheable, json_response
+from api.services import services
+from api.writing import WRITE_PROBLEMS, send
+from connectors.product_rows import ProductRow
+from udfs.query_encoder import SPACE, encode_texts
+from udfs.schemas import (
+    MAX_DIMENSIONS,
+    Identifier,
+    Product,
+    Reason,
+    RejectedError,
+    decode_product,
+    encode_product,
+    encode_vector,
+)
+
+MAX_TITLE: Final = 1000
+MAX_PRODUCTS: Final = 500
+# Kafka's own limit of a record is a megabyte; a vector of 8,192 numbers takes 160 KB.
+MAX_PRODUCT_BYTES: Final = 512 * 1024
+MAX_BULK_BYTES: Final = 8 * 1024 * 1024
+# More candidates than asked for: some may have gone out of stock a moment ago.
+_SPARE: Final = 10
+
+SIMILAR_UNAVAILABLE: Final = Kind(
+    503,
+    "urn:recommender:problem:similar-unavailable",
+    "the catalogue is not in memory, or not yet",
+)
+
+blueprint = Blueprint("products", __name__)
+
+
+class ProductInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A product to be written.
+
+    Without ``embedding`` the service makes one of the title, in the space text64-v1; ``space`` may
+    then be absent or that. With ``embedding`` (numbers, or base64 of little-endian float32),
+    ``space`` must name its space. Unknown fields are refused: a mistyped one would be lost.
+    """
+
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
+    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY)] = ""
+    price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
+    in_stock: bool = True
+    embedding: (
+        Annotated[list[float], msgspec.Meta(min_length=1, max_length=MAX_DIMENSIONS)]
+        | Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PRODUCT_BYTES)]
+        | None
+    ) = None
+    space: Identifier | None = None
+
+
+class BulkProduct(ProductInput, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product of a bulk; ``deleted`` removes it, and then nothing else but its id is needed."""
+
+    product_id: Identifier
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)] = ""
+    deleted: bool = False
+
+
+class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Products to be written together; all are checked before the first is."""
+
+    products: Annotated[list[BulkProduct], msgspec.Meta(min_length=1, max_length=MAX_PRODUCTS)]
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """Kafka has the changes; lists and reads follow within about a second."""
+
+    accepted: int
+
+
+class ShownProduct(msgspec.Struct, frozen=True, gc=False):
+    """A product as it is shown; ``updated_at`` in epoch milliseconds."""
+
+    product_id: str
+    title: str
+    category: str
+    price: float | None
+    in_stock: bool
+    updated_at: int
+
+
+class Similar(msgspec.Struct, frozen=True, gc=False):
+    """Products near to one, nearest first; ``score`` is the cosine similarity."""
+
+    product_id: str
+    items: list[Item]
+
+
+_READ_PROBLEMS: Final = (
+    problems.NOT_FOUND,
+    problems.STORE_UNAVAILABLE,
+    problems.STORE_TIMEOUT,
+)
+
+
+@route(
+    blueprint,
+    "GET",
+    "/v1/products/<id:product_id>",
+    Operation(
+        "A product",
+        {200: Answer(ShownProduct, "The product.", CACHE_HEADERS), 304: UNCHANGED},
+        scope="read",
+        problems=_READ_PROBLEMS,
+    ),
+)
+def product(product_id: str) -> Response:
+    """Answer with a product as the catalogue has it."""
+    row = _known(product_id)
+    shown = ShownProduct(
+        row.product_id, row.title, row.category, row.price, row.in_stock, row.updated_at
+    )
+    return cacheable(shown, seconds=1)
+
+
+@route(
+    blueprint,
+    "PUT",
+    "/v1/products/<id:product_id>",
+    Operation(
+        "Write a product",
+        {202: Answer(Accepted, "Kafka has the product.")},
+        scope="catalogue",
+        body=Body(ProductInput, max_bytes=MAX_PRODUCT_BYTES, meaning="The whole product."),
+        problems=WRITE_PROBLEMS,
+    ),
+)
+def put_product(product_id: str, body: ProductInput) -> Response:
+    """Insert or replace a product; it is in the lists within about a second."""
+    try:
+        value = _record(product_id, body)
+    except RejectedError as error:
+        raise ProblemError(problems.INVALID_BODY, error.detail) from error
+    send(services().config.kafka.catalogue_topic, [(product_id, value)])
+    return json_response(Accepted(1), 202)
+
+
+@route(
+    blueprint,
+    "DELETE",
+    "/v1/products/<id:product_id>",
+    Operation(
+        "Delete a product",
+        {202: Answer(Accepted, "Kafka has the deletion.")},
+        scope="catalogue",
+        problems=WRITE_PROBLEMS,
+    ),
+)
+def delete_product(product_id: str) -> Response:
+    """Delete a product, also one that is not there."""
+    send(services().config.kafka.catalogue_topic, [(product_id, None)])
+    return json_response(Accepted(1), 202)
+
+
+@route(
+    blueprint,
+    "POST",
+    "/v1/products:bulk",
+    Operation(
+        "Write many products",
+        {202: Answer(Accepted, "Kafka has all of them.")},
+        scope="catalogue",
+        body=Body(Bulk, max_bytes=MAX_BULK_BYTES, meaning=f"Up to {MAX_PRODUCTS} products."),
+        problems=WRITE_PROBLEMS,
+    ),
+)
+def bulk(body: Bulk) -> Response:
+    """Write or delete products; none where one is wrong, and `errors` says which.
+
+    After a 503 some of them may have been written: send them all again.
+    """
+    charge("catalogue", len(body.products) - 1)
+    records: list[tuple[str, bytes | None]] = []
+    errors: list[BodyError] = []
+    vectors = _embeddings(body.products)
+    for index, one in enumerate(body.products):
+        try:
+            value = None if one.deleted else _record(one.product_id, one, vectors.get(index))
+            records.append((one.product_id, value))
+        except RejectedError as error:
+            errors.append(BodyError(index, error.detail))
+    if errors:
+        detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
+        raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
+    send(services().config.kafka.catalogue_topic, records)
+    return json_response(Accepted(len(records)), 202)
+
+
+@route(
+    blueprint,
+    "GET",
+    "/v1/products/<id:product_id>/similar",
+    Operation(
+        "Similar products",
+        {200: Answer(Similar, "The list.", CACHE_HEADERS), 304: UNCHANGED},
+        scope="read",
+        query=(LIMIT,),
+        problems=(*_READ_PROBLEMS, SIMILAR_UNAVAILABLE),
+    ),
+)
+def similar(product_id: str) -> Response:
+    """Answer with the products in stock whose vectors are nearest to that of a product."""
+    limit = LIMIT.read()
+    parts = services()
+    memory = parts.catalogue
+    if memory is None or not memory.caught_up:
+        detail = "this service does not follow the catalogue" if memory is None else "not read yet"
+        raise ProblemError(SIMILAR_UNAVAILABLE, detail, retry=True)
+    found = memory.similar(product_id, limit + _SPARE)
+    if found is None:
+        _known(product_id)
+        detail = "the product has no vector here in the space that is searched"
+        raise ProblemError(SIMILAR_UNAVAILABLE, detail, retry=True)
+    builder = ListBuilder(parts.shelf, limit, Filter())
+    builder.add(
+        "similar", [(one.product_id, round(one.score, SCORE_DECIMALS), "similar") for one in found]
+    )
+    return cacheable(Similar(product_id, builder.items), seconds=5)
+
+
+def _known(product_id: str) -> ProductRow:
+    row = services().shelf.products([product_id]).get(product_id)
+    if row is None:
+        raise ProblemError(problems.NOT_FOUND, "there is no such product")
+    return row
+
+
+def _record(product_id: str, given: ProductInput, embedding: str | None = None) -> bytes:
+    """Return the wire form of a product, checked as the job checks it.
+
+    Raises:
+        RejectedError: It is not valid.
+    """
+    chosen: Any = given.embedding
+    space = given.space
+    if chosen is None:
+        if space not in (None, SPACE):
+            msg = f"without an embedding the space is {SPACE}"
+            raise RejectedError(Reason.INVALID_FIELD, msg)
+        space = SPACE
+        chosen = embedding if embedding is not None else _embeddings([given]).get(0)
+        if chosen is None:
+            msg = "the title has no word to make an embedding of; send an embedding"
+            raise RejectedError(Reason.INVALID_FIELD, msg)
+    elif space is None:
+        msg = "an embedding needs the space that it is of"
+        raise RejectedError(Reason.INVALID_FIELD, msg)
+    value = encode_product(
+        Product(product_id, space, chosen, given.title, given.category, given.price, given.in_stock)
+    )
+    decode_product(product_id.encode().decode("latin-1"), value)
+    return value
+
+
+def _embeddings(products: list[ProductInput] | list[BulkProduct]) -> dict[int, str]:
+    """Embed the titles of those without an embedding, in one call; what has no word is absent."""
+    wanted = [
+        index
+        for index, one in enumerate(products)
+        if one.embedding is None and not getattr(one, "deleted", False)
+    ]
+    vectors = encode_texts([products[index].title for index in wanted])
+    return {
+        index: encode_vector(vector)
+        for index, vector in zip(wanted, vectors, strict=True)
+        if vector.any()
+    }

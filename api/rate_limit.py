@@ -1,0 +1,108 @@
+"""Rate limits that hold over all workers of a machine: a few shared bytes a key and scope.
+
+The generic cell rate algorithm (ITU-T I.371): of each limit only the time is kept at which its
+bucket is full again. The times stand in a memory-mapped file that the workers share; a lock of the
+file guards a change and goes with the process that holds it, so that a killed worker leaves
+nothing locked. The limiters to be had keep such counters in one process, or in a server (Redis,
+memcached) that this stack does not have. Several machines behind a balancer have a limit each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from api.access import SCOPES, Scope
+
+_TIME: Final = struct.Struct("=d")
+# Seconds: what a sum of float64 times may be off.
+_ROUNDING: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Units a second in the long run, and how many at once."""
+
+    per_second: float
+    burst: float
+
+    def __post_init__(self) -> None:
+        """Refuse what lets nothing through.
+
+        Raises:
+            ValueError: A number is not positive.
+        """
+        if not self.per_second > 0 or not self.burst >= 1:
+            msg = f"rate {self.per_second}/s, burst {self.burst}: must be positive"
+            raise ValueError(msg)
+
+
+class RateLimiter:
+    """Limits a scope for each of a number of keys.
+
+    Args:
+        rates: The limit of each scope; one that is absent is not limited.
+        keys: How many keys there are.
+        path: A file that all workers open; None: limits of this process alone.
+        clock: Seconds; must be the same for all workers, and not be set back.
+    """
+
+    def __init__(
+        self,
+        rates: Mapping[Scope, Rate],
+        keys: int,
+        path: str | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rates = dict(rates)
+        self._clock = clock
+        self._lock = threading.Lock()
+        size = max(1, keys) * len(SCOPES) * _TIME.size
+        self._file = open(path, "r+b") if path else tempfile.TemporaryFile()  # noqa: SIM115
+        self._descriptor = self._file.fileno()
+        if os.fstat(self._descriptor).st_size < size:
+            os.ftruncate(self._descriptor, size)
+        self._shared = mmap.mmap(self._descriptor, size)
+
+    def take(self, key: int, scope: Scope, units: int = 1) -> float:
+        """Take ``units`` of a key's limit; nothing is taken where they are too many.
+
+        A request of more than the burst passes when the bucket is full, and is paid off then.
+
+        Returns:
+            0 where they were taken, else the seconds after which they could be.
+        """
+        rate = self._rates.get(scope)
+        if rate is None or units < 1:
+            return 0.0
+        at = (key * len(SCOPES) + SCOPES.index(scope)) * _TIME.size
+        cost = units / rate.per_second
+        # How far ahead of now the bucket may be promised before this request is.
+        room = max(0.0, (rate.burst - units) / rate.per_second)
+        with self._lock:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+            try:
+                now = self._clock()
+                full_at = max(now, _TIME.unpack_from(self._shared, at)[0])
+                wait = float(full_at - now - room)
+                if wait > _ROUNDING:
+                    return wait
+                _TIME.pack_into(self._shared, at, full_at + cost)
+                return 0.0
+            finally:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Let go of the file; the limiter can no longer be used."""
+        with self._lock:
+            self._shared.close()
+            self._file.close()

@@ -1,0 +1,251 @@
+"""API keys and rate limits: who may do what, how often, and over several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api import keys as keys_command
+from api.access import Access, ApiKey, check_binds, hash_key, load_keys, parse_keys
+from api.config import ApiConfig
+from api.rate_limit import Rate, RateLimiter
+from tests.unit.api_doubles import Shop
+from tests.unit.test_api_routes import assert_problem
+
+READ, ALL = "rk_read", "rk_all"
+KEYS = (
+    ApiKey("reader", hash_key(READ), ("read",)),
+    ApiKey("all", hash_key(ALL), ("read", "ingest", "catalogue", "erase")),
+)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop(ApiConfig(keys=KEYS))
+
+
+ROUTES: list[tuple[str, str, str]] = [
+    ("GET", "/v1/users/u/recommendations", "read"),
+    ("GET", "/v1/users/u/events", "read"),
+    ("GET", "/v1/users/u/profile", "read"),
+    ("GET", "/v1/trending", "read"),
+    ("GET", "/v1/products/p", "read"),
+    ("GET", "/v1/products/p/similar", "read"),
+    ("GET", "/metrics", "read"),
+    ("POST", "/v1/events", "ingest"),
+    ("PUT", "/v1/products/p", "catalogue"),
+    ("DELETE", "/v1/products/p", "catalogue"),
+    ("POST", "/v1/products:bulk", "catalogue"),
+    ("DELETE", "/v1/users/u", "erase"),
+    ("GET", "/v1/users/u/erasure", "erase"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
+def test_route_needs_a_key_with_its_scope(shop: Shop, method: str, path: str, scope: str) -> None:
+    def ask(headers: dict[str, str]) -> Any:
+        return shop.client.open(path, method=method, headers=headers)
+
+    for headers in ({}, bearer("rk_other"), {"Authorization": f"Basic {ALL}"}, bearer("")):
+        response = ask(headers)
+        assert_problem(response, 401)
+        assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    if scope != "read":
+        assert_problem(ask(bearer(READ)), 403)
+    else:
+        assert ask(bearer(READ)).status_code not in (401, 403)
+    assert ask(bearer(ALL)).status_code not in (401, 403)
+    assert not shop.records.sent or scope in ("catalogue", "erase")
+
+
+def test_every_route_with_a_scope_is_listed_above(shop: Shop) -> None:
+    from api.openapi import declared
+
+    found = {
+        (method, re.sub(r"<id:\w+>", "u" if "users" in rule.rule else "p", rule.rule), one.scope)
+        for rule, method, one in declared(shop.app)
+        if one.scope is not None
+    }
+    assert found == set(ROUTES)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json", "/docs"])
+def test_what_is_open_needs_no_key(shop: Shop, path: str) -> None:
+    assert shop.client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "status"),
+    [
+        ("127.0.0.1", "localhost:8080", 200),
+        ("::1", "[::1]:8080", 200),
+        ("127.0.0.1", "127.0.0.1", 200),
+        ("10.0.0.7", "localhost", 403),
+        ("127.0.0.1", "evil.example", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example", 403),
+    ],
+)
+def test_without_keys_only_this_machine_is_served(address: str, host: str, status: int) -> None:
+    response = Shop().client.get(
+        "/v1/trending",
+        environ_overrides={"REMOTE_ADDR": address},
+        headers={"Host": host},
+    )
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("bind", "local"),
+    [
+        ("127.0.0.1:80", True),
+        ("localhost:80", True),
+        ("[::1]:80", True),
+        ("127.3.2.1:80", True),
+        ("unix:/run/x", True),
+        ("0.0.0.0:80", False),
+        ("[::]:80", False),
+        (":80", False),
+        ("example.org:80", False),
+        ("10.0.0.1:80", False),
+    ],
+)
+def test_other_machines_are_served_with_keys_only(bind: str, local: bool) -> None:
+    check_binds([bind], KEYS)
+    if local:
+        check_binds([bind], ())
+    else:
+        with pytest.raises(ValueError, match="API_KEYS_FILE"):
+            check_binds(["127.0.0.1:80", bind], ())
+
+
+def test_command_makes_a_key_that_its_entry_admits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    keys_command.main(["shop", "ingest", "read"])
+    printed = capsys.readouterr().out
+    key = re.search(r"rk_[A-Za-z0-9_-]{43}", printed)
+    entry = re.search(r"\{.*\}", printed)
+    assert key
+    assert entry
+    file = tmp_path / "keys.json"
+    file.write_text(f"[{entry[0]}]")
+    (loaded,) = load_keys(file)
+    assert loaded == ApiKey("shop", hash_key(key[0]), ("ingest", "read"))
+    assert key[0] not in repr(Access((loaded,)))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'[{"name":"a","sha256":"00","scopes":["read"]}]',
+        msgspec.json.encode([{"name": "a", "sha256": "0" * 64, "scopes": ["admin"]}]),
+        msgspec.json.encode([{"name": "a", "sha256": "0" * 64, "scopes": []}]),
+        msgspec.json.encode([{"name": "a b", "sha256": "0" * 64, "scopes": ["read"]}]),
+        msgspec.json.encode([{"name": "a", "sha256": "0" * 64, "scopes": ["read"], "x": 1}]),
+        msgspec.json.encode([KEYS[0], KEYS[0]]),
+    ],
+)
+def test_wrong_keys_file_ends_the_start(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="the file"):
+        parse_keys(raw, "the file")
+
+
+def test_missing_keys_file_ends_the_start() -> None:
+    with pytest.raises(ValueError, match="API keys file"):
+        ApiConfig.from_env({"RECOMMENDER_API_KEYS_FILE": "absent.json"})
+
+
+class TestRateLimit:
+    def limiter(self, rate: Rate, keys: int = 1) -> RateLimiter:
+        self.now = 100.0
+        return RateLimiter({"read": rate}, keys, clock=lambda: self.now)
+
+    def test_burst_then_the_rate(self) -> None:
+        limiter = self.limiter(Rate(10, 3))
+        assert [limiter.take(0, "read") for _ in range(4)] == [0, 0, 0, pytest.approx(0.1)]
+        self.now += 0.1
+        assert [bool(limiter.take(0, "read")) for _ in range(2)] == [False, True]
+
+    def test_keys_and_scopes_have_limits_of_their_own(self) -> None:
+        limiter = self.limiter(Rate(1, 1), keys=2)
+        assert limiter.take(0, "read") == 0
+        assert limiter.take(0, "read") > 0
+        assert limiter.take(1, "read") == 0
+        assert [limiter.take(0, "ingest") for _ in range(9)] == [0] * 9
+
+    @given(
+        rate=st.integers(1, 1000),
+        burst=st.integers(1, 50),
+        steps=st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 20)), max_size=60),
+    )
+    def test_never_more_than_burst_and_rate_in_any_window(
+        self, rate: int, burst: int, steps: list[tuple[float, int]]
+    ) -> None:
+        limiter = self.limiter(Rate(rate, burst))
+        taken: list[tuple[float, int]] = []
+        for pause, units in steps:
+            self.now += pause
+            if limiter.take(0, "read", units) == 0:
+                taken.append((self.now, units))
+        # A request above the burst is paid off afterwards, so it may stand alone at the end.
+        for first in range(len(taken)):
+            for last in range(first, len(taken)):
+                seconds = taken[last][0] - taken[first][0]
+                units = sum(one for _, one in taken[first:last])
+                assert units <= max(burst, taken[first][1]) + rate * seconds + 1e-3 * rate
+
+    def test_waiting_as_told_is_enough(self) -> None:
+        limiter = self.limiter(Rate(7, 5))
+        for units in (5, 3, 9, 1, 5):
+            wait = limiter.take(0, "read", units)
+            self.now += wait
+            if wait:
+                assert limiter.take(0, "read", units) == 0
+
+    def test_limit_holds_over_processes(self, tmp_path: Path) -> None:
+        file = tmp_path / "rates"
+        file.touch()
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(3) as pool:
+            taken = pool.map(_take_some, [str(file)] * 3)
+        # A thousand at once, and next to nothing a second: together, not each.
+        assert sum(taken) == 1000
+
+    def test_request_above_the_limit_is_429_and_says_when(self) -> None:
+        shop = Shop(ApiConfig(rates={"ingest": Rate(1, 10)}))
+        click = {"user_id": "u", "type": "click", "product_id": "p"}
+        assert shop.client.post("/v1/events", json=[click] * 8).status_code == 202
+        response = shop.client.post("/v1/events", json=[click] * 5)
+        assert_problem(response, 429)
+        assert 1 <= int(response.headers["Retry-After"]) <= 4
+        assert len(shop.events.taken) == 8
+        assert shop.client.get("/v1/trending").status_code == 200
+
+
+def _take_some(path: str) -> int:
+    limiter = RateLimiter({"read": Rate(0.001, 1000)}, 1, path)
+    return sum(limiter.take(0, "read") == 0 for _ in range(700))
+
+
+def test_rates_come_from_variables() -> None:
+    config = ApiConfig.from_env(
+        {"RECOMMENDER_API_RATE_READ": "0", "RECOMMENDER_API_RATE_ERASE": "3"}
+    )
+    assert "read" not in config.rates
+    assert config.rates["erase"] == Rate(3, 6)
+    with pytest.raises(ValueError, match="API_RATE_INGEST"):
+        ApiConfig.from_env({"RECOMMENDER_API_RATE_INGEST": "many"})

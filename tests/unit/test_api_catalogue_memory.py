@@ -1,0 +1,232 @@
+"""The catalogue in memory: any records leave what the last of each product says; the shelf."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.catalogue_memory import CatalogueFollower, CatalogueMemory
+from api.shelf import PRODUCT_SECONDS, TRENDING_SECONDS, Shelf
+from connectors.kafka_client import KafkaClientOptions
+from connectors.recommendation_store import StoreUnavailable, TrendingList
+from tests.contract.memory_store import InMemoryRecommendationStore
+from tests.unit.api_doubles import NOW, product
+from udfs.schemas import Product, encode_product
+
+IDS = ("a", "b", "c")
+
+
+def record(product_id: str, title: str = "", *, dimensions: int = 2) -> bytes:
+    return encode_product(Product(product_id, "s", [1.0] * dimensions, title))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))))
+def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) -> None:
+    memory = CatalogueMemory(10)
+    expected: dict[str, str] = {}
+    for product_id, title in records:
+        value = None if title is None else record(product_id, title)
+        memory.apply(product_id.encode(), value, NOW)
+        expected.pop(product_id, None)
+        if title is not None:
+            expected[product_id] = title
+    found = {one: memory.row(one) for one in IDS}
+    assert {one: row.title for one, row in found.items() if row is not None} == expected
+    for one in expected:
+        similar = memory.similar(one, 5)
+        assert similar is not None
+        assert {other.product_id for other in similar} == expected.keys() - {one}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"a", b"{"),
+        (b"other", record("a")),
+        (None, record("a")),
+        (None, None),
+        (b"a", record("a", dimensions=3)),
+    ],
+)
+def test_record_that_the_job_rejects_changes_nothing(key: bytes | None, value: bytes) -> None:
+    memory = CatalogueMemory(10)
+    memory.apply(b"z", record("z"), NOW)
+    memory.apply(b"a", record("a", "before"), NOW)
+    memory.apply(key, value, NOW)
+    row = memory.row("a")
+    assert row is not None
+    assert row.title == "before"
+    assert memory.rejected == 1
+
+
+def test_full_memory_leaves_out_and_is_not_complete_until_there_is_none_left_out() -> None:
+    memory = CatalogueMemory(1)
+    memory.caught_up = True
+    memory.apply(b"a", record("a"), NOW)
+    assert memory.complete
+    memory.apply(b"b", record("b"), NOW)
+    memory.apply(b"a", record("a", "changed"), NOW)
+    assert (len(memory), memory.skipped, memory.complete) == (1, 1, False)
+    row = memory.row("a")
+    assert row is not None
+    assert row.title == "changed"
+    memory.apply(b"b", None, NOW)
+    assert memory.complete
+
+
+class Consumer:
+    """A topic of two partitions; gives its records once, then nothing."""
+
+    def __init__(self, partitions: dict[int, list[tuple[bytes, bytes | None]]]) -> None:
+        self._partitions = partitions
+        self._position = dict.fromkeys(partitions, -1001)
+        self.closed = False
+
+    def list_topics(self, topic: str, timeout: float) -> Any:  # noqa: ARG002
+        found = SimpleNamespace(error=None, partitions=dict.fromkeys(self._partitions))
+        return SimpleNamespace(topics={topic: found})
+
+    def get_watermark_offsets(self, partition: Any, timeout: float) -> tuple[int, int]:  # noqa: ARG002
+        return 0, len(self._partitions[partition.partition])
+
+    def incremental_assign(self, partitions: list[Any]) -> None:
+        self._waiting = [
+            SimpleNamespace(
+                error=lambda: None,
+                key=lambda key=key: key,
+                value=lambda value=value: value,
+                timestamp=lambda: (1, NOW),
+                at=(one.partition, offset),
+            )
+            for one in partitions
+            for offset, (key, value) in enumerate(self._partitions[one.partition])
+        ]
+
+    def consume(self, count: int, timeout: float) -> list[Any]:  # noqa: ARG002
+        # One at a time, so that being behind can be seen.
+        found, self._waiting = self._waiting[:1], self._waiting[1:]
+        for one in found:
+            self._position[one.at[0]] = one.at[1] + 1
+        return found
+
+    def position(self, partitions: list[Any]) -> list[Any]:
+        return [
+            SimpleNamespace(partition=one.partition, offset=self._position[one.partition])
+            for one in partitions
+        ]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_follower_reads_all_partitions_and_says_when_it_has_caught_up() -> None:
+    memory = CatalogueMemory(10)
+    seen: list[tuple[int, bool]] = []
+    consumer = Consumer({0: [(b"a", record("a")), (b"b", record("b"))], 1: [(b"c", record("c"))]})
+    follower = CatalogueFollower(
+        memory, KafkaClientOptions(), make_consumer=lambda _settings: consumer
+    )
+    original = consumer.consume
+
+    def consume(count: int, timeout: float) -> list[Any]:
+        seen.append((len(memory), memory.caught_up))
+        if memory.caught_up:
+            follower._stop.set()
+        return original(count, timeout)
+
+    consumer.consume = consume  # type: ignore[method-assign]
+    follower.start()
+    follower._thread.join(10)
+    assert seen == [(0, False), (1, False), (2, False), (3, True)]
+    assert consumer.closed
+
+
+def test_follower_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    memory = CatalogueMemory(10)
+    consumers = [Consumer({0: [(b"a", record("a"))]}), Consumer({0: [(b"a", record("a"))]})]
+
+    def broken(count: int, timeout: float) -> list[Any]:
+        msg = "bug"
+        raise RuntimeError(msg)
+
+    consumers[0].consume = broken  # type: ignore[method-assign]
+    follower = CatalogueFollower(
+        memory, KafkaClientOptions(), make_consumer=lambda _settings: consumers.pop(0)
+    )
+    follower.start()
+    for _ in range(100):
+        if memory.caught_up:
+            break
+        follower._stop.wait(0.1)
+    follower.close()
+    assert memory.caught_up
+    assert "following the catalogue failed" in caplog.text
+
+
+class TestShelf:
+    def shelf(self, memory: CatalogueMemory | None = None) -> None:
+        self.now = 0.0
+        self.store = InMemoryRecommendationStore()
+        self.made = Shelf(self.store, memory, clock=lambda: self.now)
+
+    def test_complete_memory_asks_nobody(self) -> None:
+        memory = CatalogueMemory(10)
+        memory.apply(b"a", record("a"), NOW)
+        memory.caught_up = True
+        self.shelf(memory)
+        self.store.failure = StoreUnavailable("cassandra", "gone")
+        assert self.made.products(["a", "absent"]).keys() == {"a"}
+
+    def test_what_memory_does_not_have_is_read_for_a_moment(self) -> None:
+        memory = CatalogueMemory(10)
+        memory.apply(b"a", record("a"), NOW)
+        self.shelf(memory)
+        self.store.save_product(None, product("b"))
+        for _ in range(3):
+            assert self.made.products(["a", "b", "absent"]).keys() == {"a", "b"}
+        assert self.store.reads == 1
+        self.store.save_product(product("b"), None)
+        self.now = PRODUCT_SECONDS + 0.1
+        assert self.made.products(["b", "absent"]) == {}
+        assert self.store.reads == 2
+
+    def test_change_in_the_topic_wins_over_what_was_read(self) -> None:
+        memory = CatalogueMemory(10)
+        self.shelf(memory)
+        self.store.save_product(None, product("a"))
+        assert self.made.products(["a"])["a"].title == "The a"
+        memory.apply(b"a", record("a", "new"), NOW)
+        assert self.made.products(["a"])["a"].title == "new"
+
+    def test_store_that_is_away_leaves_what_was_known(self) -> None:
+        self.shelf()
+        self.store.save_product(None, product("a"))
+        self.store.save_trending("all", TrendingList((("a", 1.0),), NOW))
+        self.made.products(["a"])
+        self.made.trending("all")
+        self.now = 1e6
+        self.store.failure = StoreUnavailable("cassandra", "gone")
+        assert self.made.products(["a", "b"]).keys() == {"a"}
+        assert self.made.trending("all") == TrendingList((("a", 1.0),), NOW)
+        with pytest.raises(StoreUnavailable):
+            self.made.products(["b"])
+        with pytest.raises(StoreUnavailable):
+            self.made.trending("other")
+
+    def test_trending_is_read_again_after_its_time(self) -> None:
+        self.shelf()
+        for at, reads in ((0.0, 1), (1.0, 1), (TRENDING_SECONDS + 0.1, 2)):
+            self.now = at
+            assert self.made.trending("all") is None
+            assert self.store.reads == reads
+
+    def test_more_products_than_one_call_may_read(self) -> None:
+        self.shelf()
+        self.store.save_product(None, product("p450"))
+        assert self.made.products([f"p{n}" for n in range(500)]).keys() == {"p450"}
+        assert self.store.reads == 3

@@ -1,0 +1,198 @@
+"""Products: reads, writes into the catalogue topic, similar ones from memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from api.catalogue_memory import CatalogueMemory
+from api.products import MAX_PRODUCTS
+from tests.unit.api_doubles import NOW, Shop, ids, product
+from tests.unit.test_api_routes import assert_problem
+from udfs.query_encoder import encode_texts
+from udfs.schemas import Product, decode_product, encode_product, encode_vector
+
+FULL = {
+    "title": "Monitor",
+    "category": "MONITOR",
+    "price": 9.5,
+    "in_stock": False,
+    "embedding": [3.0, 4.0],
+    "space": "s",
+}
+
+
+def put(shop: Shop, product_id: str, body: object) -> Any:
+    return shop.client.put(f"/v1/products/{product_id}", json=body)
+
+
+def record(product_id: str, vector: list[float], **fields: Any) -> bytes:
+    return encode_product(Product(product_id, "s", vector, **fields))
+
+
+class TestRead:
+    def test_product_as_it_is_shown(self) -> None:
+        shop = Shop()
+        shop.add(product("a/b ü", "TEA", None))
+        assert shop.get("/v1/products/a%2Fb%20%C3%BC") == {
+            "product_id": "a/b ü",
+            "title": "The a/b ü",
+            "category": "TEA",
+            "price": None,
+            "in_stock": True,
+            "updated_at": NOW,
+        }
+
+    def test_unknown_product_is_404(self) -> None:
+        response = Shop().client.get("/v1/products/a")
+        assert_problem(response, 404, type="urn:recommender:problem:not-found")
+
+
+class TestWrite:
+    def test_product_goes_whole_into_the_topic(self) -> None:
+        shop = Shop()
+        response = put(shop, "p1", FULL)
+        assert (response.status_code, json.loads(response.data)) == (202, {"accepted": 1})
+        ((topic, key, value),) = shop.records.sent
+        assert (topic, key) == ("catalogue", "p1")
+        assert value is not None
+        found, vector = decode_product("p1", value)
+        assert found == Product("p1", "s", [3.0, 4.0], "Monitor", "MONITOR", 9.5, in_stock=False)
+        np.testing.assert_allclose(vector, [0.6, 0.8], atol=1e-6)
+
+    def test_title_becomes_the_embedding_where_there_is_none(self) -> None:
+        shop = Shop()
+        assert put(shop, "ü", {"title": "Wireless Mouse"}).status_code == 202
+        ((_, key, value),) = shop.records.sent
+        assert key == "ü"
+        assert value is not None
+        found, vector = decode_product("ü".encode().decode("latin-1"), value)
+        assert found.space == "text64-v1"
+        np.testing.assert_allclose(vector, encode_texts(["Wireless Mouse"])[0], atol=1e-6)
+
+    def test_base64_embedding(self) -> None:
+        shop = Shop()
+        encoded = encode_vector(np.array([1.0, 0.0], dtype=np.float32))
+        assert put(shop, "p", {"title": "", "embedding": encoded, "space": "s"}).status_code == 202
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"space": None},
+            {"embedding": None},
+            {"embedding": [0.0, 0.0]},
+            {"embedding": []},
+            {"embedding": "*"},
+            {"price": -1},
+            {"price": "9"},
+            {"title": "x" * 1001},
+            {"titel": "typo"},
+            {"title": None},
+            {"embedding": None, "space": None, "title": ""},
+        ],
+    )
+    def test_wrong_product_is_refused(self, changed: dict[str, Any]) -> None:
+        shop = Shop()
+        assert_problem(put(shop, "p", {**FULL, **changed}), 400)
+        assert not shop.records.sent
+
+    def test_delete_is_a_tombstone(self) -> None:
+        shop = Shop()
+        assert shop.client.delete("/v1/products/p%2F1").status_code == 202
+        assert shop.records.sent == [("catalogue", "p/1", None)]
+
+    def test_path_below_a_product_is_not_taken_for_its_id(self) -> None:
+        shop = Shop()
+        assert_problem(shop.client.delete("/v1/products/p/similar"), 404)
+        assert not shop.records.sent
+
+    def test_kafka_that_does_not_acknowledge_is_503(self) -> None:
+        shop = Shop()
+        shop.records.away = True
+        for response in (put(shop, "p", FULL), shop.client.delete("/v1/products/p")):
+            assert_problem(response, 503, store="kafka")
+            assert response.headers["Retry-After"] == "2"
+
+    def test_no_more_writes_wait_than_may(self) -> None:
+        shop = Shop()
+        waiting = shop.app.extensions["recommender"].waiting_writes
+        for _ in range(2):
+            waiting.acquire()
+        response = put(shop, "p", FULL)
+        assert_problem(response, 503, type="urn:recommender:problem:busy")
+        waiting.release()
+        assert put(shop, "p", FULL).status_code == 202
+        assert put(shop, "p", FULL).status_code == 202
+
+
+class TestBulk:
+    def post(self, shop: Shop, products: list[dict[str, Any]]) -> Any:
+        return shop.client.post("/v1/products:bulk", json={"products": products})
+
+    def test_products_and_deletions_keep_their_order(self) -> None:
+        shop = Shop()
+        response = self.post(
+            shop,
+            [
+                {"product_id": "a", "title": "Green Tea"},
+                {"product_id": "b", "deleted": True},
+                {"product_id": "c", **FULL},
+            ],
+        )
+        assert (response.status_code, json.loads(response.data)) == (202, {"accepted": 3})
+        assert [(key, value is None) for _, key, value in shop.records.sent] == [
+            ("a", False),
+            ("b", True),
+            ("c", False),
+        ]
+
+    def test_one_wrong_product_stops_all_and_is_named(self) -> None:
+        shop = Shop()
+        response = self.post(shop, [{"product_id": "a", **FULL}, {"product_id": "b", "title": ""}])
+        body = assert_problem(response, 400)
+        assert [error["index"] for error in body["errors"]] == [1]
+        assert not shop.records.sent
+
+    @pytest.mark.parametrize("count", [0, MAX_PRODUCTS + 1])
+    def test_number_is_bounded(self, count: int) -> None:
+        shop = Shop()
+        assert_problem(self.post(shop, [{"product_id": "a", "deleted": True}] * count), 400)
+
+
+class TestSimilar:
+    @pytest.fixture
+    def shop(self) -> Shop:
+        memory = CatalogueMemory(5)
+        vectors = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.5, 0.5], "d": [0.0, 1.0]}
+        for name, vector in vectors.items():
+            memory.apply(name.encode(), record(name, vector, in_stock=name != "b"), NOW)
+        memory.caught_up = True
+        return Shop(catalogue=memory)
+
+    def test_nearest_in_stock_come_first_without_the_product_itself(self, shop: Shop) -> None:
+        body = shop.get("/v1/products/a/similar?limit=5")
+        assert ids(body["items"]) == ["c", "d"]
+        assert body["items"][0]["score"] == pytest.approx(0.5**0.5, abs=1e-6)
+        assert body["items"][0]["source"] == "similar"
+
+    def test_unknown_product_is_404(self, shop: Shop) -> None:
+        assert_problem(shop.client.get("/v1/products/x/similar"), 404)
+
+    def test_product_that_only_cassandra_knows_has_none_here(self, shop: Shop) -> None:
+        memory = shop.app.extensions["recommender"].catalogue
+        for name in ("e", "f"):
+            memory.apply(name.encode(), record(name, [1.0, 1.0]), NOW)
+        assert memory.skipped == 1
+        shop.add(product("f"))
+        assert_problem(shop.client.get("/v1/products/f/similar"), 503)
+
+    def test_catalogue_that_is_not_read_yet_is_503(self, shop: Shop) -> None:
+        shop.app.extensions["recommender"].catalogue.caught_up = False
+        response = shop.client.get("/v1/products/a/similar")
+        assert_problem(response, 503, type="urn:recommender:problem:similar-unavailable")
+
+    def test_service_without_the_catalogue_says_so(self) -> None:
+        assert_problem(Shop().client.get("/v1/products/a/similar"), 503)
