@@ -143,6 +143,7 @@ def save_lists(options: CassandraOptions, users: int, products: int) -> None:
                     SPACE,
                     now - 1000,
                     now * 1000,
+                    [],
                 )
                 for at, row in enumerate(chosen.tolist())
             ]
@@ -165,7 +166,7 @@ def save_products(options: CassandraOptions, bootstrap: str, products: int) -> N
         values: dict[str, list[tuple[Any, ...]]] = {}
         for _, record in records:
             row = ProductRow.of(msgspec.json.decode(record, type=Product), 1)
-            for write in product_writes(None, row):
+            for write in product_writes(None, row, 1000):
                 values.setdefault(write.statement, []).append(write.values)
         for name, rows in values.items():
             prepared = session.prepare(statement(name, options.keyspace))

@@ -207,22 +207,27 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
             f"SELECT {_EVENT_COLUMNS} FROM {{keyspace}}.events_by_user_day"
             " WHERE user_id = ? AND day = ? AND ts = ? AND event_id > ? LIMIT ?"
         ),
+        # Products carry the time of their change (epoch microseconds), so that the newest change
+        # wins also where an older one had to be sent again.
         "insert_product": (
             "INSERT INTO {keyspace}.products"
             " (product_id, title, category, price, in_stock, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)"
+            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         ),
-        "delete_product": "DELETE FROM {keyspace}.products WHERE product_id = ?",
+        "delete_product": (
+            "DELETE FROM {keyspace}.products USING TIMESTAMP ? WHERE product_id = ?"
+        ),
         # A few dozen partitions at once, by one coordinator; the caller bounds the number.
         "select_products": (
             "SELECT product_id, title, category, price, in_stock, updated_at"
             " FROM {keyspace}.products WHERE product_id IN ?"
         ),
         "insert_product_in_scope": (
-            "INSERT INTO {keyspace}.products_by_scope (scope, price, product_id) VALUES (?, ?, ?)"
+            "INSERT INTO {keyspace}.products_by_scope (scope, price, product_id)"
+            " VALUES (?, ?, ?) USING TIMESTAMP ?"
         ),
         "delete_product_in_scope": (
-            "DELETE FROM {keyspace}.products_by_scope"
+            "DELETE FROM {keyspace}.products_by_scope USING TIMESTAMP ?"
             " WHERE scope = ? AND price = ? AND product_id = ?"
         ),
         "select_products_in_scope": (

@@ -34,9 +34,23 @@ from cassandra.protocol import (
 )
 from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
-from connectors.cassandra_schema import statement
+from connectors.cassandra_schema import (
+    DEFAULT_EVENT_TTL_DAYS,
+    MAX_EVENT_TTL_DAYS,
+    statement,
+)
 from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
-from udfs.schemas import EVENT_TYPES, MS_A_DAY, Event, PendingEvent, SaveBatch, SavedList
+from connectors.product_rows import ProductRow, product_writes
+from udfs.schemas import (
+    EVENT_TYPES,
+    MAX_FUTURE_MS,
+    MS_A_DAY,
+    Erasure,
+    Event,
+    PendingEvent,
+    SaveBatch,
+    SavedList,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +65,8 @@ _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
 _REASON: Final = _INT32.pack(len(PROFILE_REASON)) + PROFILE_REASON.encode()
 _FLOAT_LENGTH: Final = _INT32.pack(4)
+# Values of ``insert_recommendations``.
+_LIST_VALUES: Final = 6
 # Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
 _PREFIX_CACHE: Final = 500_000
 
@@ -169,7 +185,11 @@ class CassandraWriter:
         self._insert_list = self._session.prepare(
             statement("insert_recommendations", options.keyspace)
         )
+        self._insert_list_and_excluded = self._session.prepare(
+            statement("insert_recommendations_and_excluded", options.keyspace)
+        )
         self._insert_event = self._session.prepare(statement("insert_event", options.keyspace))
+        self._prepared: dict[str, Any] = {}
         self._ring = _Ring(self._cluster.metadata, options.keyspace)
         self._open: dict[object, list[_Row]] = {}
         self._open_bytes: dict[object, int] = {}
@@ -184,13 +204,15 @@ class CassandraWriter:
     def save(self, batch: SaveBatch) -> None:
         """Serialise and send a batch; blocks while ``in_flight`` batches are unacknowledged."""
         list_id, event_id = self._insert_list.query_id, self._insert_event.query_id
+        excluded_id = self._insert_list_and_excluded.query_id
         self._ring.refresh()
         single = self._ring.single
         for saved in batch.lists:
             values, size = encode_list(saved, self._prefix)
+            query_id = list_id if len(values) == _LIST_VALUES else excluded_id
             self._add(
                 None if single else self._ring.replica(values[0]),
-                _Row(list_id, values, size, None),
+                _Row(query_id, values, size, None),
                 values[0],
             )
         for pending in batch.events:
@@ -200,11 +222,20 @@ class CassandraWriter:
             else:
                 key = _composite_key(values[0], values[1])
                 self._add(self._ring.replica(key), _Row(event_id, values, size, pending), key)
+        for change in batch.products:
+            at_ms = change.changed_us // 1000
+            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
+            for write in product_writes(old, new, change.changed_us):
+                self._add_bound(write.statement, write.values)
+        for erasure in batch.erasures:
+            self._erase(erasure)
+        if batch.products:
+            # They come one by one and seldom: what waits for more would wait for long.
+            self._send_all()
 
     def drain(self) -> WriteReport:
         """Send what is grouped, wait until all of it is acknowledged, and report."""
-        for replica in list(self._open):
-            self._send_open(replica)
+        self._send_all()
         while self._flights:
             self._land()
         report, self._report = self._report, WriteReport()
@@ -221,6 +252,38 @@ class CassandraWriter:
                 self._prefixes.clear()
             prefix = self._prefixes[product_id] = item_prefix(product_id)
         return prefix
+
+    def _erase(self, erasure: Erasure) -> None:
+        """Delete a user's rows; what was written before stands by then, and is deleted too."""
+        self._send_all()
+        while self._flights:
+            self._land()
+        user, erased_ms = erasure.user_id, erasure.erased_us // 1000
+        self._add_bound("delete_recommendations", (erasure.erased_us, user))
+        last = (erased_ms + MAX_FUTURE_MS) // MS_A_DAY
+        first = min(erasure.oldest_ms // MS_A_DAY, last - DEFAULT_EVENT_TTL_DAYS - 1)
+        for day in range(max(first, last - MAX_EVENT_TTL_DAYS), last + 1):
+            self._add_bound("delete_events", (user, _EPOCH_DAY + day))
+        self._send_all()
+        while self._flights:
+            self._land()
+        self._add_bound("insert_erasure_done", (user, erasure.requested_ms, erased_ms))
+
+    def _add_bound(self, name: str, values: tuple[Any, ...]) -> None:
+        """Add a row of a statement that is not worth a serialiser of its own."""
+        prepared = self._prepared.get(name)
+        if prepared is None:
+            prepared = self._session.prepare(statement(name, self._keyspace))
+            self._prepared[name] = prepared
+        bound = prepared.bind(values)
+        size = sum(len(value) for value in bound.values if isinstance(value, bytes))
+        key = bound.routing_key or b""
+        replica = None if self._ring.single else self._ring.replica(key)
+        self._add(replica, _Row(prepared.query_id, bound.values, size, None), key)
+
+    def _send_all(self) -> None:
+        for replica in list(self._open):
+            self._send_open(replica)
 
     def _add(self, replica: object, row: _Row, routing_key: bytes) -> None:
         rows = self._open.get(replica)
@@ -309,7 +372,7 @@ class CassandraWriter:
         for name in ("select_recommendations", "select_events"):
             self._session.prepare(statement(name, self._keyspace))
         if pending is None:
-            msg = f"Cassandra refused a list: {error}"
+            msg = f"Cassandra refused a row that is no event: {error}"
             raise RuntimeError(msg) from error
         self._report.refused.append(RefusedEvent(pending, str(error)))
 
@@ -329,6 +392,8 @@ def encode_list(
     saved: SavedList, prefix: Callable[[str], bytes] = item_prefix
 ) -> tuple[list[bytes], int]:
     """Serialise a list in the order of ``insert_recommendations``.
+
+    Where products are excluded, in that of ``insert_recommendations_and_excluded``.
 
     Returns:
         The CQL values and their size in bytes, with the lengths on the wire.
@@ -351,7 +416,13 @@ def encode_list(
         _INT64.pack(saved.generated_us // 1000),
         _INT64.pack(saved.generated_us),
     ]
-    return values, len(user) + len(items) + len(space) + 70
+    size = len(user) + len(items) + len(space) + 70
+    if saved.excluded:
+        names = [product_id.encode() for product_id in saved.excluded]
+        joined = b"".join(_INT32.pack(len(name)) + name for name in names)
+        values.insert(-1, _INT32.pack(len(names)) + joined)
+        size += len(values[-2])
+    return values, size
 
 
 def encode_event(event: Event) -> tuple[list[Any], int]:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
-from udfs.schemas import Product
+from udfs.schemas import Product, ProductDetails
 
 # A price that is none, as a clustering key: it sorts behind infinity, outside of every range.
 NO_PRICE: Final = math.nan
@@ -25,8 +25,8 @@ class ProductRow(msgspec.Struct, frozen=True, gc=False):
     updated_at: int
 
     @classmethod
-    def of(cls, product: Product, updated_at: int) -> ProductRow:
-        """Return the row of a product of the wire."""
+    def of(cls, product: Product | ProductDetails, updated_at: int) -> ProductRow:
+        """Return the row of a product."""
         return cls(
             product.product_id,
             product.title,
@@ -44,7 +44,7 @@ class Write(NamedTuple):
     values: tuple[Any, ...]
 
 
-def product_writes(old: ProductRow | None, new: ProductRow | None) -> list[Write]:
+def product_writes(old: ProductRow | None, new: ProductRow | None, at_us: int) -> list[Write]:
     """Return the writes that replace ``old`` by ``new``.
 
     They touch different rows, so their order does not matter, and they may be repeated. Deletes
@@ -53,17 +53,19 @@ def product_writes(old: ProductRow | None, new: ProductRow | None) -> list[Write
     Args:
         old: What the tables hold of the product; None: nothing.
         new: What they shall hold; None: the product is deleted.
+        at_us: The time of the change, epoch microseconds: the newest wins, whatever the order in
+            which changes arrive.
     """
     before = _keys(old) if old is not None else {}
     after = _keys(new) if new is not None else {}
     writes = [
-        Write("delete_product_in_scope", values)
+        Write("delete_product_in_scope", (at_us, *values))
         for key, values in before.items()
         if key not in after
     ]
     if new is None:
         if old is not None:
-            writes.append(Write("delete_product", (old.product_id,)))
+            writes.append(Write("delete_product", (at_us, old.product_id)))
         return writes
     price = math.nan if new.price is None else new.price
     writes.append(
@@ -77,10 +79,11 @@ def product_writes(old: ProductRow | None, new: ProductRow | None) -> list[Write
                 price,
                 new.in_stock,
                 new.updated_at,
+                at_us,
             ),
         )
     )
-    writes += [Write("insert_product_in_scope", values) for values in after.values()]
+    writes += [Write("insert_product_in_scope", (*values, at_us)) for values in after.values()]
     return writes
 
 

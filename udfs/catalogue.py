@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.index import ExactIndex
-from udfs.schemas import Product, Reason, RejectedError
+from udfs.schemas import Product, ProductChange, ProductDetails, Reason, RejectedError
 
 FloatMatrix = NDArray[np.float32]
 QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
 
-VERSION: Final = 1
+VERSION: Final = 2
+_READABLE: Final = (1, 2)
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
 
@@ -27,11 +28,17 @@ class CatalogueVersionError(ValueError):
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Broadcast state of one product, format v1: msgpack [1, in_stock, {space: float32 bytes}]."""
+    """Broadcast state of one product, format v2: a msgpack array of these fields.
+
+    The vectors are float32 bytes by space. Format v1 ends behind them.
+    """
 
     version: int
     in_stock: bool
     vectors: dict[str, bytes]
+    title: str = ""
+    category: str = ""
+    price: float | None = None
 
 
 _entry_encoder = msgspec.msgpack.Encoder()
@@ -72,14 +79,18 @@ class Catalogue:
         self._switch_share = switch_share
         self._required_dimensions = dimensions
         self._vectors: dict[str, dict[str, FloatMatrix]] = {}
-        self._in_stock: dict[str, bool] = {}
+        self._details: dict[str, ProductDetails] = {}
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
 
     def __len__(self) -> int:
         """Number of products, in stock or not."""
-        return len(self._in_stock)
+        return len(self._details)
+
+    def detail(self, product_id: str) -> ProductDetails | None:
+        """Return a product without its vectors; None where there is none."""
+        return self._details.get(product_id)
 
     @property
     def searchable(self) -> int:
@@ -114,12 +125,21 @@ class Catalogue:
             return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
         return self._index.search(queries, k, excluded)
 
-    def upsert(self, product: Product, vector: FloatMatrix) -> list[StateChange]:
+    def upsert(
+        self,
+        product: Product,
+        vector: FloatMatrix,
+        *,
+        changed_us: int = 0,
+        changes: list[ProductChange] | None = None,
+    ) -> list[StateChange]:
         """Insert or replace a product; the change holds for every later lookup.
 
         Args:
             product: The validated product.
             vector: Its unit vector, shape (d,).
+            changed_us: The time of the change, epoch microseconds.
+            changes: Takes what became of this and, by a switch of spaces, of other products.
 
         Returns:
             What the broadcast state must store.
@@ -137,16 +157,30 @@ class Catalogue:
                 Reason.WRONG_LENGTH, f"{len(vector)} dimensions in a space of {expected}: {space}"
             )
         self._vectors.setdefault(space, {})[product_id] = vector
-        self._in_stock[product_id] = product.in_stock
+        self._set_details(
+            product_id,
+            ProductDetails(
+                product_id, product.title, product.category, product.price, product.in_stock
+            ),
+            changed_us,
+            changes,
+        )
         if self._should_switch(space):
-            return list(self._switch(space))
+            return list(self._switch(space, changed_us, changes))
         self._refresh(product_id)
         return [self._changed(product_id)]
 
-    def delete(self, product_id: str) -> list[StateChange]:
+    def delete(
+        self,
+        product_id: str,
+        *,
+        changed_us: int = 0,
+        changes: list[ProductChange] | None = None,
+    ) -> list[StateChange]:
         """Remove a product from every space (a tombstone); an absent one is no error."""
-        if self._in_stock.pop(product_id, None) is None:
+        if product_id not in self._details:
             return []
+        self._set_details(product_id, None, changed_us, changes)
         for space, vectors in list(self._vectors.items()):
             vectors.pop(product_id, None)
             if not vectors and space != self._active:
@@ -156,7 +190,8 @@ class Catalogue:
         # Fewer products in the active space can be what a staged space was waiting for.
         for space in list(self._vectors):
             if self._should_switch(space):
-                return [(_PRODUCT_PREFIX + product_id, None), *self._switch(space)]
+                switched = self._switch(space, changed_us, changes)
+                return [(_PRODUCT_PREFIX + product_id, None), *switched]
         return [(_PRODUCT_PREFIX + product_id, None)]
 
     def load(self, items: Iterable[tuple[str, bytes]]) -> None:
@@ -175,11 +210,13 @@ class Catalogue:
             except msgspec.MsgspecError as error:
                 msg = f"catalogue entry {key!r}: {error}"
                 raise CatalogueVersionError(msg) from error
-            if entry.version != VERSION:
-                msg = f"catalogue entry of version {entry.version}, this reads {VERSION}"
+            if entry.version not in _READABLE:
+                msg = f"catalogue entry of version {entry.version}, this reads {_READABLE}"
                 raise CatalogueVersionError(msg)
             product_id = key[len(_PRODUCT_PREFIX) :]
-            self._in_stock[product_id] = entry.in_stock
+            self._details[product_id] = ProductDetails(
+                product_id, entry.title, entry.category, entry.price, entry.in_stock
+            )
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
                 self._vectors.setdefault(space, {})[product_id] = vector
@@ -201,11 +238,27 @@ class Catalogue:
         for product_id in self._active_vectors:
             self._refresh(product_id)
 
-    def _switch(self, space: str) -> Iterator[StateChange]:
+    def _set_details(
+        self,
+        product_id: str,
+        new: ProductDetails | None,
+        changed_us: int,
+        changes: list[ProductChange] | None,
+    ) -> None:
+        old = self._details.pop(product_id, None)
+        if new is not None:
+            self._details[product_id] = new
+        if changes is not None:
+            changes.append(ProductChange(old, new, changed_us))
+
+    def _switch(
+        self, space: str, changed_us: int, changes: list[ProductChange] | None
+    ) -> Iterator[StateChange]:
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():
-            del self._in_stock[product_id]  # it has no vector in the space that is searched now
+            # It has no vector in the space that is searched now.
+            self._set_details(product_id, None, changed_us, changes)
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
         yield _ACTIVE_KEY, space.encode()
@@ -219,7 +272,7 @@ class Catalogue:
         if self._index is None or self._index.dimensions != len(vector):
             # The first product of a space, or of one that was emptied and came back otherwise.
             self._index = ExactIndex(len(vector))
-        if self._in_stock[product_id]:
+        if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
         else:
             self._index.remove(product_id)
@@ -230,5 +283,6 @@ class Catalogue:
             for space, vectors in self._vectors.items()
             if product_id in vectors
         }
-        entry = _Entry(VERSION, self._in_stock[product_id], vectors)
+        known = self._details[product_id]
+        entry = _Entry(VERSION, known.in_stock, vectors, known.title, known.category, known.price)
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)

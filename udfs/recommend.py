@@ -15,6 +15,9 @@ from udfs.schemas import PendingEvent, SaveBatch, SavedList
 # Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
 # writes of one batch overlap the computation of the next.
 USERS_PER_BATCH: Final = 1024
+# Of the bought and disliked, how many are saved with a list: what a read fills a list up with must
+# lack them too, and the newest are what a person would notice.
+SAVED_EXCLUSIONS: Final = 50
 
 
 @dataclass
@@ -101,7 +104,7 @@ def _look_up(
     excluded = [profiles[at].excluded() for at in pointing]
     found = catalogue.search(queries[pointing], config.list_length, excluded)
     lists = []
-    for at, (product_ids, scores) in zip(pointing, found, strict=True):
+    for at, known, (product_ids, scores) in zip(pointing, excluded, found, strict=True):
         profile = profiles[at]
         profile.generation_us = max(now_us, profile.generation_us + 1)
         lists.append(
@@ -112,6 +115,7 @@ def _look_up(
                 space,
                 profile.reference_ms,
                 profile.generation_us,
+                known[: -1 - SAVED_EXCLUSIONS : -1],
             )
         )
     return lists

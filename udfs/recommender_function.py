@@ -34,12 +34,16 @@ from udfs.query_encoder import SPACE as ENCODER_SPACE
 from udfs.query_encoder import encode_query
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
+    ERASE,
     MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
     MS_A_DAY,
     DeadLetter,
+    Erasure,
+    Event,
     Origin,
     PendingEvent,
+    ProductChange,
     Reason,
     RejectedError,
     SaveBatch,
@@ -53,6 +57,9 @@ THREAD_MODE: Final = "thread"
 PROCESS_MODE: Final = "process"
 # The input has dried up when no event came for so long; a backlog's next event comes at once.
 _IDLE_MS: Final = 100
+# Keys of the broadcast state beside the catalogue's own: products whose rows are on their way.
+_UNACKNOWLEDGED_PREFIX: Final = "u"
+_MAX_UNACKNOWLEDGED: Final = 256
 
 
 class ExecutionModeError(RuntimeError):
@@ -156,6 +163,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             dimensions=config.dimensions,
         )
         self._catalogue_loaded = False
+        self._changed_us = 0
+        self._unacknowledged: list[str] = []
+        self._to_save_again: list[str] = []
         self._reports_catalogue = subtask_index(runtime_context) == 0
         self._touched: dict[str, Touched] = {}
         self._pending_count = 0
@@ -192,6 +202,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             event = decode_event(key, None if kind == b"n" else payload, now_ms)
         except RejectedError as error:
             yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
+            return
+        if event.type == ERASE:
+            yield from self._erase(key, event)
             return
         touched = self._touched.get(key)
         if touched is None:
@@ -235,15 +248,26 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
     def process_broadcast_element(
         self, value: Row, ctx: KeyedBroadcastProcessFunction.Context
-    ) -> Iterator[DeadLetter]:
+    ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
         """Apply one change of the catalogue; every lookup after it sees it."""
         self._load_catalogue(ctx)
         key, payload = value[0], value[1]
+        changed_us = self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
+        shown = [
+            ProductChange(None, known, changed_us)
+            for product_id in self._to_save_again
+            if (known := self._catalogue.detail(product_id)) is not None
+        ]
+        self._to_save_again.clear()
         try:
             if payload is None:
-                changes = self._catalogue.delete(decode_tombstone(key))
+                changes = self._catalogue.delete(
+                    decode_tombstone(key), changed_us=changed_us, changes=shown
+                )
             else:
-                changes = self._catalogue.upsert(*decode_product(key, payload))
+                changes = self._catalogue.upsert(
+                    *decode_product(key, payload), changed_us=changed_us, changes=shown
+                )
         except RejectedError as error:
             # Every subtask sees every product; one of them speaks for all.
             if self._reports_catalogue:
@@ -258,6 +282,51 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             else:
                 state.put(state_key, entry)
         self._show_catalogue()
+        # Every subtask holds every product; one of them saves for all.
+        if self._reports_catalogue:
+            yield from self._save_products(shown, state)
+
+    def _save_products(
+        self, changes: list[ProductChange], state: Any
+    ) -> Iterator[SaveBatch | BatchReference]:
+        """Send the rows of changed products, without waiting for each acknowledgement.
+
+        Which products are not acknowledged yet stands in the broadcast state, so that they are
+        sent again after a failure. A deletion waits: there would be nothing to send it again from.
+        """
+        for change in changes:
+            if change.new is not None:
+                self._unacknowledged.append(change.new.product_id)
+                state.put(_UNACKNOWLEDGED_PREFIX + change.new.product_id, b"")
+        wait = len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
+        wait = wait or any(change.new is None for change in changes)
+        yield from self._emit(SaveBatch(products=changes, last=wait))
+        if wait:
+            for product_id in self._unacknowledged:
+                state.remove(_UNACKNOWLEDGED_PREFIX + product_id)
+            self._unacknowledged.clear()
+
+    def _erase(self, key: str, event: Event) -> Iterator[SaveBatch | BatchReference]:
+        """Forget the user of the current key: state, what is not saved yet, and all rows."""
+        touched = self._touched.pop(key, None)
+        packed = touched.packed if touched is not None else self._profile.value()
+        profile = touched.profile if touched is not None else None
+        known = profile if profile is not None else Profile.unpack(packed)
+        if touched is not None:
+            self._pending_count -= len(touched.events)
+        self._profile.clear()
+        self._pending.clear()
+        erased_us = max(time.time_ns() // 1000, known.generation_us + 1)
+        oldest_ms = min((time_ms for time_ms, _, _ in known.interactions()), default=event.ts)
+        erasure = Erasure(event.user_id, event.ts, min(oldest_ms, event.ts), erased_us)
+        yield from self._emit(SaveBatch(erasures=[erasure]))
+
+    def _emit(self, batch: SaveBatch) -> Iterator[SaveBatch | BatchReference]:
+        if self._config.execution_mode == THREAD_MODE:
+            with by_reference(batch) as reference:
+                yield reference
+        else:
+            yield batch
 
     def _touch(
         self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
@@ -373,11 +442,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             self._duplicates.inc(batch.duplicates)
             self._lookups.inc(len(batch.lists))
             self._batch_size.set(len(batch.lists))
-            if self._config.execution_mode == THREAD_MODE:
-                with by_reference(batch) as reference:
-                    yield reference
-            else:
-                yield batch
+            yield from self._emit(batch)
         self._pending_count = 0
         self._active_ms = time.time_ns() // 1_000_000
         spent_ms = round((time.monotonic() - started) * 1000)
@@ -391,7 +456,17 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
     def _load_catalogue(self, ctx: Any) -> None:
         """Read the broadcast state after a restore; it is out of reach while opening."""
         if not self._catalogue_loaded:
-            self._catalogue.load(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            self._to_save_again = [
+                key[len(_UNACKNOWLEDGED_PREFIX) :]
+                for key in entries
+                if key.startswith(_UNACKNOWLEDGED_PREFIX)
+            ]
+            self._catalogue.load(
+                (key, value)
+                for key, value in entries.items()
+                if not key.startswith(_UNACKNOWLEDGED_PREFIX)
+            )
             self._catalogue_loaded = True
             self._show_catalogue()
 

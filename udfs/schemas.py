@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-EventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike"]
+EventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike", "erase"]
 
+ERASE: Final = "erase"
+# What moves a profile; an erase event ends it.
 EVENT_TYPES: Final = ("click", "search", "scroll", "purchase", "add_to_cart", "dislike")
 
 MAX_EVENT_BYTES: Final = 64 * 1024
@@ -128,7 +130,7 @@ def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
             raise RejectedError(Reason.MISSING_FIELD, "a search needs query")
         if not event.query.strip():
             raise RejectedError(Reason.INVALID_FIELD, "the query is blank")
-    elif event.product_id is None:
+    elif event.product_id is None and event.type != ERASE:
         raise RejectedError(Reason.MISSING_FIELD, f"a {event.type} needs product_id")
     if event.ts > now_ms + MAX_FUTURE_MS:
         raise RejectedError(
@@ -240,6 +242,39 @@ class SavedList(NamedTuple):
     space: str
     event_ms: int
     generated_us: int
+    excluded: list[str]
+    """The newest bought or disliked products, newest first."""
+
+
+class ProductDetails(msgspec.Struct, frozen=True, gc=False):
+    """A product without its vectors: what is shown of it, and searched in it by words."""
+
+    product_id: str
+    title: str
+    category: str
+    price: float | None
+    in_stock: bool
+
+
+class ProductChange(NamedTuple):
+    """A product before and after a change; None: it was not there, or is no more."""
+
+    old: ProductDetails | None
+    new: ProductDetails | None
+    changed_us: int
+    """Epoch microseconds; the newest change wins."""
+
+
+class Erasure(NamedTuple):
+    """A user of whom nothing may stay."""
+
+    user_id: str
+    requested_ms: int
+    """Time of the erase event, epoch milliseconds."""
+    oldest_ms: int
+    """Time of the oldest event that the job remembers of the user, epoch milliseconds."""
+    erased_us: int
+    """Not before the newest list of the user, epoch microseconds."""
 
 
 @dataclass
@@ -248,6 +283,8 @@ class SaveBatch:
 
     lists: list[SavedList] = field(default_factory=list)
     events: list[PendingEvent] = field(default_factory=list)
+    products: list[ProductChange] = field(default_factory=list)
+    erasures: list[Erasure] = field(default_factory=list)
     duplicates: int = 0
     updates: int = 0
     last: bool = True

@@ -96,7 +96,7 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
         ("p2 é", "text3-v1", [0.0, 1.0, 0.0], False),
         ("p1", "text2-v2", [0.6, 0.8], True),
     ):
-        product = Product(product_id, space, embedding, in_stock=in_stock)
+        product = Product(product_id, space, embedding, f"Hub {product_id}", "USB", 18.5, in_stock)
         for key, value in catalogue.upsert(product, decode_vector(embedding)):
             assert value is not None
             state[key] = value
@@ -107,6 +107,8 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
         "searchable": ["p1"],
         "vectors": {"p1": [1.0, 0.0, 0.0], "p2 é": [0.0, 1.0, 0.0]},
         "staged": {"text2-v2": ["p1"]},
+        "titles": {"p1": "Hub p1", "p2 é": "Hub p2 é"},
+        "price": 18.5,
     }
 
 
@@ -151,7 +153,7 @@ def main() -> None:
     """Write the files that do not exist yet."""
     for name, make in (
         ("profile_v1", _profile),
-        ("catalogue_v1", _catalogue_entries),
+        ("catalogue_v2", _catalogue_entries),
         ("pending_v1", _pending),
         ("event_v1", _wire_event),
         ("product_v1", _wire_product),

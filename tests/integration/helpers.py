@@ -380,6 +380,14 @@ class Pipeline:
         """Send an event without waiting."""
         self.ledger.send(self.topics[EVENTS], event.user_id.encode(), encode_event(event), event)
 
+    def erase(self, user: str) -> None:
+        """Send what erases a user, and wait for Kafka; from now on nothing is expected of them."""
+        erase = Event(uuid.uuid4().hex, user, "erase", now_ms())
+        self._control.send(self.topics[EVENTS], user.encode(), encode_event(erase))
+        self._control.flush()
+        kept = [event for event in self.ledger.acknowledged if event.user_id != user]
+        self.ledger.acknowledged[:] = kept
+
     def poison(self, records: Mapping[str, Poison]) -> None:
         """Send records that must become dead letters; :meth:`wait_poison` looks for them."""
         for name, record in records.items():

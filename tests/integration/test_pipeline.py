@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,59 @@ def test_bad_records_arrive_whole_among_the_dead_letters_and_good_ones_go_on(sta
         verdict = pipeline.wait_right(encode)
         assert verdict.events == 5
         assert stack.flink.restarts(pipeline.job) == 0
+
+
+def test_shown_catalogue_follows_the_topic(stack: Stack) -> None:
+    with Pipeline.create(stack, "shown", *QUICK, partitions=1) as pipeline:
+        vectors = products(count=20)
+        pipeline.publish(vectors)
+        pipeline.submit(parallelism=2)
+
+        def shown() -> dict[str, bool]:
+            found = pipeline.query("SELECT product_id, title, in_stock FROM {}.products")
+            assert all(row.title == row.product_id for row in found)
+            return {row.product_id: row.in_stock for row in found}
+
+        def in_scopes() -> dict[str, int]:
+            rows = pipeline.query("SELECT product_id FROM {}.products_by_scope")
+            return dict(Counter(row.product_id for row in rows))
+
+        # Without any event.
+        eventually(lambda: "" if len(shown()) == 20 else f"{len(shown())} of 20 products", 30)
+        assert in_scopes() == dict.fromkeys(vectors, 2)
+        pipeline.publish({"p3": vectors["p3"]}, in_stock=False)
+        pipeline.delete("p4")
+        expected = {one: one != "p3" for one in vectors if one != "p4"}
+        eventually(lambda: "" if shown() == expected else f"{shown()}", 30)
+        assert in_scopes() == dict.fromkeys(vectors.keys() - {"p3", "p4"}, 2)
+
+
+def test_erased_user_is_gone_and_others_stay(stack: Stack) -> None:
+    with Pipeline.create(stack, "erased", *QUICK) as pipeline:
+        pipeline.publish(products())
+        pipeline.submit(parallelism=2)
+        pipeline.wait_products()
+        users = ["gone", "stays", "too"]
+        month_ms = 30 * 86_400_000
+        pipeline.send(
+            click(user, f"p{number}", ts=now_ms() - age)
+            for user in users
+            for number, age in enumerate((0, month_ms, 100 * 86_400_000))
+        )
+        pipeline.send(click(user, "p7", "purchase") for user in users)
+        pipeline.wait_right()
+
+        pipeline.erase("gone")
+        select = "SELECT done_at FROM {}.erasures WHERE user_id = 'gone'"
+        eventually(lambda: "" if pipeline.query(select) else "no word of the erasure", 30)
+        assert {row.event.user_id for row in pipeline.rows()} == {"stays", "too"}
+        assert pipeline.list_of("gone") is None
+
+        # They may come back, as somebody new: p7 is no longer known as bought.
+        pipeline.send([click("gone", "p7")])
+        again = pipeline.wait_list("gone", lambda _: True, "a list of somebody new")
+        assert again.product_ids[0] == "p7"
+        pipeline.wait_right()
 
 
 def test_idle_user_leaves_the_state(stack: Stack) -> None:

@@ -269,7 +269,7 @@ def test_hanging_cassandra_leaves_trending_within_the_time_limit(
 ) -> None:
     for name in ("t1", "t2"):
         for statement_name, values in product_writes(
-            None, ProductRow(name, name, "T", 1.0, True, 1)
+            None, ProductRow(name, name, "T", 1.0, True, 1), time.time_ns() // 1000
         ):
             prepared = session.prepare(statement(statement_name, KEYSPACE))
             session.execute(prepared, values, execution_profile=WRITE_PROFILE)

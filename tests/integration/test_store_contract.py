@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ class CassandraSubject:
         self._session.execute(self._insert_list, values, execution_profile=WRITE_PROFILE)
 
     def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
-        for name, values in product_writes(old, new):
+        for name, values in product_writes(old, new, time.time_ns() // 1000):
             self._write(name, values)
 
     def save_trending(self, scope: str, found: TrendingList) -> None:

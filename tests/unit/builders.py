@@ -76,6 +76,7 @@ def saved_list(user_id: str = "u", products: Sequence[str] = ("p0",), **fields: 
         "space": "s",
         "event_ms": NOW_MS,
         "generated_us": NOW_MS * 1000 + 7,
+        "excluded": [],
         **fields,
     }
     return SavedList(user_id, list(products), **values)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from connectors.cassandra_schema import CQL, bucket_of, catalogue_scope, category_scope
 from connectors.product_rows import ProductRow, product_writes
 
+AT_US = 1_732_300_000_000_000
 ROWS = st.none() | st.builds(
     ProductRow,
     st.just("p"),
@@ -31,6 +32,10 @@ class Tables:
 
     def apply(self, name: str, values: tuple[Any, ...]) -> None:
         assert len(values) == CQL[name].count("?")
+        # The time is first where something is deleted, and last where it is inserted.
+        at_us = values[-1] if name.startswith("insert") else values[0]
+        values = values[:-1] if name.startswith("insert") else values[1:]
+        assert at_us == AT_US
         if name == "insert_product":
             self.products[values[0]] = values
         elif name == "delete_product":
@@ -47,7 +52,7 @@ def test_tables_hold_the_last_state(states: list[ProductRow | None]) -> None:
     tables = Tables()
     old: ProductRow | None = None
     for new in states:
-        for name, values in product_writes(old, new):
+        for name, values in product_writes(old, new, AT_US):
             tables.apply(name, values)
         old = new
     if old is None:
@@ -67,5 +72,7 @@ def test_tables_hold_the_last_state(states: list[ProductRow | None]) -> None:
 
 def test_unchanged_key_is_not_deleted() -> None:
     row = ProductRow("p", "t", "A", 1.0, True, 1)
-    names = [name for name, _ in product_writes(row, ProductRow("p", "t2", "A", 1.0, True, 2))]
+    names = [
+        name for name, _ in product_writes(row, ProductRow("p", "t2", "A", 1.0, True, 2), AT_US)
+    ]
     assert "delete_product_in_scope" not in names

@@ -31,7 +31,17 @@ from udfs.recommender_function import (
     RecommenderFunction,
     subtask_index,
 )
-from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch, decode_event, frame_record
+from udfs.schemas import (
+    DeadLetter,
+    Erasure,
+    Origin,
+    ProductChange,
+    ProductDetails,
+    Reason,
+    SaveBatch,
+    decode_event,
+    frame_record,
+)
 
 START_MS = 1_732_300_000_500
 MATRIX = unit_vectors(6, 4)
@@ -93,6 +103,9 @@ class ValueState:
     def update(self, value: bytes) -> None:
         assert type(value) is bytes
         self._backend.values[self._backend.current()] = value
+
+    def clear(self) -> None:
+        self._backend.values.pop(self._backend.current(), None)
 
 
 class ListState:
@@ -234,7 +247,20 @@ class Harness:
         self.backend.key = None
 
     def batches(self) -> list[SaveBatch]:
-        return [one for one in self.out if isinstance(one, SaveBatch)]
+        """What the ticks emitted."""
+        return [
+            one
+            for one in self.out
+            if isinstance(one, SaveBatch) and not one.products and not one.erasures
+        ]
+
+    def products_saved(self) -> list[tuple[list[ProductChange], bool]]:
+        """Each emitted change of products, and whether it waits for the acknowledgement."""
+        emitted = (one for one in self.out if isinstance(one, SaveBatch))
+        return [(one.products, one.last) for one in emitted if one.products]
+
+    def erasures(self) -> list[Erasure]:
+        return [one for batch in self.out if isinstance(batch, SaveBatch) for one in batch.erasures]
 
     def letters(self) -> list[DeadLetter]:
         return [one for one in self.out if isinstance(one, DeadLetter)]
@@ -283,16 +309,16 @@ def shop(clock: Clock) -> Harness:
 def test_users_of_a_tick_are_saved_in_one_batch_at_its_end(shop: Harness) -> None:
     for number, user in enumerate(["a", "b", "a", "c"]):
         shop.event(number, user)
-    assert shop.out == []
+    assert shop.batches() == []
     shop.advance(499)
-    assert shop.out == []
+    assert shop.batches() == []
     shop.advance(1)
     (batch,) = shop.batches()
     assert shop.listed() == ["a", "b", "c"]
     assert sorted(shop.saved()) == ["e0", "e1", "e2", "e3"]
     assert batch.last
     shop.advance(60_000)
-    assert len(shop.out) == 1
+    assert len(shop.batches()) == 1
 
 
 def test_pending_events_and_timers_are_gone_after_the_tick(shop: Harness) -> None:
@@ -740,6 +766,69 @@ def test_one_straggler_does_not_stretch_the_tick(shop: Harness) -> None:
     shop.event(2, "b")
     shop.advance(1000)
     assert shop.count("tick_ms") in (0, 1000)
+
+
+def test_changed_product_is_saved_by_one_subtask(clock: Clock) -> None:
+    first, second = (Harness(clock, RecommenderConfig(), subtask=number) for number in (0, 1))
+    for one in (first, second):
+        one.product(1, title="Mouse", category="MOUSE", price=9.5)
+        one.product(1, title="Mouse", category="MOUSE", price=8.0, in_stock=False)
+        one.broadcast("p1", None)
+    assert second.products_saved() == []
+    (inserted, _), (updated, _), (deleted, waits) = first.products_saved()
+    dear = ProductDetails("p1", "Mouse", "MOUSE", 9.5, in_stock=True)
+    cheap = ProductDetails("p1", "Mouse", "MOUSE", 8.0, in_stock=False)
+    assert [one[:2] for (one,) in (inserted, updated, deleted)] == [
+        (None, dear),
+        (dear, cheap),
+        (cheap, None),
+    ]
+    times = [change.changed_us for (change,) in (inserted, updated, deleted)]
+    assert times == sorted(set(times))
+    # Nothing would be left to delete it by after a failure.
+    assert waits
+
+
+def test_product_on_its_way_is_saved_again_after_a_restore(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    for number in range(3):
+        shop.product(number)
+    assert [waits for _, waits in shop.products_saved()] == [False] * 3
+    again = Harness(clock, RecommenderConfig(), shop.backend.copy())
+    again.product(3)
+    ((changes, _),) = again.products_saved()
+    assert {change.new.product_id for change in changes if change.new} == {"p0", "p1", "p2", "p3"}
+    again.broadcast("p3", None)  # waits, so that all is acknowledged
+    third = Harness(clock, RecommenderConfig(), again.backend.copy())
+    third.product(4)
+    ((changes, _),) = third.products_saved()
+    assert [change.new.product_id for change in changes if change.new] == ["p4"]
+
+
+def test_erased_user_leaves_state_memory_and_rows(shop: Harness) -> None:
+    shop.event(1, ts=shop.clock.now_ms - 86_400_000)
+    shop.event(2, "other")
+    shop.advance(1000)
+    generation_us = shop.profile().generation_us
+    shop.event(3)
+    asked_ms = shop.clock.now_ms
+    shop.event(4, type="erase", product_id=None)
+    (erasure,) = shop.erasures()
+    assert erasure[:3] == ("u", asked_ms, asked_ms - 1000 - 86_400_000)
+    assert erasure.erased_us > generation_us
+    assert set(shop.backend.values) == {"other"}
+    assert shop.backend.lists == {}
+    shop.advance(10_000)
+    assert "e3" not in shop.saved()  # it was not saved yet, and must not be now
+    shop.event(5)
+    shop.advance(1000)
+    assert len(shop.profile().interactions()) == 1
+
+
+def test_unknown_user_can_be_erased(shop: Harness) -> None:
+    shop.event(1, type="erase", product_id=None)
+    assert [one.user_id for one in shop.erasures()] == ["u"]
+    assert shop.backend.values == {}
 
 
 def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
