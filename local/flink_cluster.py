@@ -97,7 +97,7 @@ class FlinkProcess:
             [
                 str(find_java()),
                 *jvm,
-                *cluster.java_options(),
+                *cluster.java_options(self._kind),
                 f"-Dlog.file={self.log_file}",
                 f"-Dlog4j.configurationFile={log4j}",
                 *("-classpath", cluster.class_path(), entry),
@@ -211,11 +211,18 @@ class FlinkCluster:
         jars.sort(key=lambda jar: jar.name.startswith("flink-dist"))
         return os.pathsep.join(str(jar) for jar in jars)
 
-    def java_options(self) -> list[str]:
-        """`env.java.opts.all`: Flink's scripts would pass it, so we do."""
+    def java_options(self, kind: Literal["JM", "TM"]) -> list[str]:
+        """`env.java.opts.all` and the process's own: Flink's scripts would pass them, so we do."""
         text = (self.conf_dir / "config.yaml").read_text(encoding="utf-8")
-        found = re.search(r"^env\.java\.opts\.all: >-\n((?:[ \t]+\S.*\n)+)", text, re.MULTILINE)
-        return found.group(1).split() if found else []
+        own = {"JM": "jobmanager", "TM": "taskmanager"}[kind]
+        options: list[str] = []
+        for name in ("all", own):
+            # The value stands behind the key, or folded in the lines below it.
+            pattern = rf"^env\.java\.opts\.{name}: (?:>-\n((?:[ \t]+\S.*\n)+)|(\S.*)\n)"
+            found = re.search(pattern, text, re.MULTILINE)
+            if found:
+                options += (found.group(1) or found.group(2)).split()
+        return options
 
     def jvm_parameters(self, kind: Literal["JM", "TM"]) -> tuple[list[str], list[str]]:
         """JVM flags and `-D` settings that divide the process memory, as Flink's scripts do."""
