@@ -19,6 +19,13 @@ RATE ?= 50
 N ?= 1
 YES ?=
 PYTEST_ARGS ?=
+EVENTS ?=
+CATALOGUE ?=
+SPLIT ?=
+K ?= 20
+UNIT ?= session
+SEED ?= 0
+PLOT ?= build/evaluation.png
 
 LOCAL = $(PY) -m local --root $(STACK_ROOT) --kafka-port $(KAFKA_PORT) \
 	--cassandra-port $(CASSANDRA_PORT) --flink-port $(FLINK_PORT) --flask-port $(FLASK_PORT) \
@@ -33,7 +40,7 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
-	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+	upgrade evaluate bench-pipeline bench-scale bench-lookup bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -127,6 +134,13 @@ lock: env ## Write requirements.lock anew from pyproject.toml, keeping versions 
 
 upgrade: env ## The same with the newest versions
 	@$(UV_COMPILE) --upgrade
+
+evaluate: env ## Lists against the log that follows: make evaluate EVENTS=log.jsonl.gz SPLIT=2022-03-01
+	@test -n "$(EVENTS)" -a -n "$(SPLIT)" || { \
+		echo "evaluate: EVENTS (a log, .jsonl or .jsonl.gz) and SPLIT (an ISO time) are needed"; \
+		echo "  also: CATALOGUE=file K=$(K) UNIT=session|user SEED=$(SEED) PLOT=$(PLOT)"; exit 2; }
+	@$(PY) -m evaluation --events "$(EVENTS)" --split "$(SPLIT)" --k $(K) --unit $(UNIT) \
+		--seed $(SEED) --plot "$(PLOT)" $(if $(CATALOGUE),--catalogue "$(CATALOGUE)")
 
 bench-pipeline: env jars ## Events/s of the whole pipeline, and of the two usual alternatives
 	@$(PY) -m benchmarks.pipeline

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.schemas import EVENT_TYPES, Event, EventType, Identifier, encode_event
+from udfs.schemas import EVENT_TYPES, Event, Identifier, encode_event
 
 SESSION_GAP_MS: Final = 30 * 60 * 1000
 """A pause of a user after which events without a session id begin a new session, milliseconds."""
@@ -82,7 +82,7 @@ class Log:
         return Event(
             event_id=self.event_ids[row],
             user_id=self.users[self.user_of[row]],
-            type=cast("EventType", EVENT_TYPES[self.kinds[row]]),
+            type=EVENT_TYPES[self.kinds[row]],
             ts=int(self.times_ms[row]),
             product_id=self.items[item] if item >= 0 else None,
             query=self.queries.get(row),
@@ -204,9 +204,7 @@ def write_catalogue(path: Path, products: Iterable[FileProduct]) -> int:
     return _write_lines(path, (_product_encoder.encode(product) for product in products))
 
 
-def _decode_lines(
-    path: Path, decoder: msgspec.json.Decoder[_Line]
-) -> Iterator[tuple[int, _Line]]:
+def _decode_lines(path: Path, decoder: msgspec.json.Decoder[_Line]) -> Iterator[tuple[int, _Line]]:
     try:
         with _open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):

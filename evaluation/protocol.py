@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,8 @@ class Training:
 
     def ends_ms(self) -> NDArray[np.int64]:
         """Time of each group's last event, shape (groups,)."""
-        return self.times_ms[self.starts[1:] - 1]
+        ends: NDArray[np.int64] = self.times_ms[self.starts[1:] - 1]
+        return ends
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ class Prediction(NamedTuple):
 class Recommender(Protocol):
     """A method under test. It sees the events before a target, never the target."""
 
-    name: str
-    uses_history: bool
+    name: ClassVar[str]
+    uses_history: ClassVar[bool]
     """Whether what came before the session can change its lists."""
 
     def fit(self, training: Training) -> None:
@@ -218,12 +219,14 @@ class _Skipped:
 def _train(
     log: Log, rows: NDArray[np.int64], group_of: NDArray[np.int32], split_ms: int
 ) -> tuple[Training, NDArray[np.int32]]:
-    """Learnable events as a :class:`Training`, and each item code's place in it (the last is −1)."""
+    """What may be learned, and the place of each item code in it (one more, the last, is −1)."""
     if not len(rows):
         msg = f"no {', '.join(PREDICTED_TYPES)} before {_iso(split_ms)}: nothing to learn from"
         raise DataError(msg)
     counts = np.bincount(log.item_of[rows], minlength=len(log.items))
-    codes = sorted(np.flatnonzero(counts).tolist(), key=lambda code: (-counts[code], log.items[code]))
+    codes = sorted(
+        np.flatnonzero(counts).tolist(), key=lambda code: (-counts[code], log.items[code])
+    )
     # One place more than there are codes: a search's −1 reads the last.
     item_of = np.full(len(log.items) + 1, -1, dtype=np.int32)
     item_of[codes] = np.arange(len(codes))
@@ -277,9 +280,7 @@ def _session_walks(
         earlier = of_user[: np.searchsorted(of_user, rows[0])]
         any_history = any_history or bool(len(earlier))
         joined = np.r_[earlier, rows]
-        with_history.append(
-            _walk(log, known, unit, joined, len(earlier), targets + len(earlier))
-        )
+        with_history.append(_walk(log, known, unit, joined, len(earlier), targets + len(earlier)))
     return walks, with_history if any_history else [], skipped
 
 

@@ -87,7 +87,8 @@ class Baseline(ABC):
             return ranked
         free = ~self._hidden
         free[ranked] = False
-        return np.r_[ranked, np.flatnonzero(free)[: k - len(ranked)]].astype(np.int32)
+        filled: Items = np.r_[ranked, np.flatnonzero(free)[: k - len(ranked)].astype(np.int32)]
+        return filled
 
 
 def best(scored: Scored, k: int) -> Items:
@@ -97,7 +98,8 @@ def best(scored: Scored, k: int) -> Items:
         cut = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = scores >= cut
         items, scores = items[kept], scores[kept]
-    return items[np.lexsort((items, -scores))[:k]].astype(np.int32)
+    ranked: Items = items[np.lexsort((items, -scores))[:k]]
+    return ranked
 
 
 def nothing() -> Scored:

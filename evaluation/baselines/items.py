@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
-from evaluation.baselines.common import Baseline, Query, Scored, nothing
-from evaluation.protocol import Training
+from evaluation.baselines.common import Baseline, Floats, Query, Scored, nothing
+from evaluation.protocol import Items, Training
 
 # Items whose co-occurrences are computed at once: bounds the memory of a large catalogue.
 _CHUNK: Final = 2048
@@ -37,8 +37,8 @@ class ItemItem(Baseline):
 
     The similarity of items i and j is |G_i ∩ G_j| / sqrt((|G_i| + r)(|G_j| + r)) over the groups
     with i and with j; r damps chance co-occurrence of rare items. An item is no neighbour of its
-    own. With the last item alone it is the item-KNN of Hidasi et al. ("Session-based recommendations with
-    recurrent neural networks", ICLR 2016); that is :class:`LastItem`.
+    own. With the last item alone it is the item-KNN of Hidasi et al. ("Session-based
+    recommendations with recurrent neural networks", ICLR 2016): :class:`LastItem`.
     """
 
     name: ClassVar[str] = "item_item"
@@ -168,20 +168,17 @@ def _pruned(
     return rows
 
 
-def _sum(rows: list[Scored], items: NDArray[np.int32], decay: float = 1.0) -> Scored:
+def _sum(rows: Sequence[Scored], items: Items, decay: float = 1.0) -> Scored:
     """Sum the rows of the items, oldest first; each step back counts ``decay`` times as much."""
     if not len(items):
         return nothing()
     found = [rows[item] for item in items.tolist()]
     if len(found) == 1:
         return found[0]
+    steps_back = range(len(found) - 1, -1, -1)
     joined = np.concatenate([row.items for row in found])
-    scores = np.concatenate(
-        [row.scores * decay**back for back, row in zip(_back(len(found)), found, strict=True)]
-    )
+    weighted = [row.scores * decay**back for back, row in zip(steps_back, found, strict=True)]
     candidates, place = np.unique(joined, return_inverse=True)
-    return Scored(candidates, np.bincount(place, weights=scores, minlength=len(candidates)))
-
-
-def _back(n: int) -> range:
-    return range(n - 1, -1, -1)
+    scores = np.bincount(place, weights=np.concatenate(weighted), minlength=len(candidates))
+    summed: Floats = scores.astype(np.float64)
+    return Scored(np.asarray(candidates, dtype=np.int32), summed)

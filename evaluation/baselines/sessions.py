@@ -77,7 +77,7 @@ class GroupNeighbours(Baseline):
         self._place[items] = 0
         totals = np.bincount(gathered.items, weights=scores, minlength=self._n)
         found = np.flatnonzero(totals > 0).astype(np.int32)
-        return Scored(found, totals[found])
+        return Scored(found, totals[found].astype(np.float64))
 
     def _weights(self, places: NDArray[np.int32], length: int) -> Floats:
         """Weight of each item of the session by its last place, from 1 to the length."""

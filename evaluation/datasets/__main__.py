@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, help="the published files, or .gz of them"
     )
-    parser.add_argument("--events", type=Path, required=True, help="event log to write, .jsonl[.gz]")
+    parser.add_argument(
+        "--events", type=Path, required=True, help="event log to write, .jsonl[.gz]"
+    )
     parser.add_argument(
         "--catalogue", type=Path, required=True, help="catalogue file to write, .jsonl[.gz]"
     )

@@ -26,6 +26,8 @@ from evaluation.files import DataError, FileProduct
 from udfs.schemas import Event
 
 CATEGORIES: Final = frozenset(str(number) for number in range(1, 13))
+_CLICKS: Final = ("session", "time", "item", "category")
+_BUYS: Final = ("session", "time", "item", "price", "quantity")
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -37,8 +39,7 @@ def convert(inputs: Sequence[Path]) -> Conversion:
     """
     made = Conversion()
     clicks = need_file(inputs, "yoochoose-clicks.dat")
-    names = ("session", "time", "item", "category")
-    for number, row in enumerate(read_table(clicks, names=names), 1):
+    for number, row in enumerate(read_table(clicks, names=_CLICKS), 1):
         item, category = row["item"], row["category"]
         made.events.append(
             Event(
@@ -58,8 +59,7 @@ def convert(inputs: Sequence[Path]) -> Conversion:
     buys = find_file(inputs, "yoochoose-buys.dat")
     if buys is None:
         return made
-    names = ("session", "time", "item", "price", "quantity")
-    for number, row in enumerate(read_table(buys, names=names), 1):
+    for number, row in enumerate(read_table(buys, names=_BUYS), 1):
         item = row["item"]
         try:
             price, quantity = float(row["price"]), int(row["quantity"])
