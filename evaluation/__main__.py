@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     results, with_history = evaluate(task, recommenders, options.k, options.seed)
 
     title = f"{options.events.name}, {unit}, split {options.split}"
-    print(f"\n{title}\n{summary(task.counts)}")
+    print(f"\n{title}\n{summary(task.counts, unit)}")
     if log.duplicates:
         print(f"left out: {log.duplicates:,} events whose user had sent the id before")
     print(f"\n{table(results, options.k)}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import RANKED, Average, Result
-from evaluation.protocol import Counts
+from evaluation.protocol import Counts, Unit
 
 Results = Mapping[str, Result]
 
@@ -34,12 +34,12 @@ def table(results: Results, k: int) -> str:
     return "\n".join(lines)
 
 
-def summary(counts: Counts) -> str:
+def summary(counts: Counts, unit: Unit) -> str:
     """What was predicted and what was not, in words."""
     said = [
         f"{counts.events:,} events, {counts.training_events:,} of them learned from",
         f"{counts.training_items:,} items to rank",
-        f"{counts.predictions:,} predictions in {counts.units:,} sessions or users",
+        f"{counts.predictions:,} predictions in {counts.units:,} {unit}s",
         f"skipped: {counts.unknown_items:,} of items that the training part does not have",
     ]
     if counts.without_history:

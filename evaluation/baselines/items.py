@@ -172,7 +172,7 @@ def _sum(rows: Sequence[Scored], items: Items, decay: float = 1.0) -> Scored:
     """Sum the rows of the items, oldest first; each step back counts ``decay`` times as much."""
     if not len(items):
         return nothing()
-    found = [rows[item] for item in items.tolist()]
+    found: list[Scored] = [rows[item] for item in items.tolist()]
     if len(found) == 1:
         return found[0]
     steps_back = range(len(found) - 1, -1, -1)
