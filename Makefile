@@ -21,6 +21,13 @@ YES ?=
 ARGS ?=
 AT ?=
 PYTEST_ARGS ?=
+EVENTS ?=
+CATALOGUE ?=
+SPLIT ?=
+K ?= 20
+UNIT ?= session
+SEED ?= 0
+PLOT ?= build/evaluation.png
 
 LOCAL = $(PY) -m local --root $(STACK_ROOT) --kafka-port $(KAFKA_PORT) \
 	--cassandra-port $(CASSANDRA_PORT) --flink-port $(FLINK_PORT) --flask-port $(FLASK_PORT) \
@@ -35,8 +42,8 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
-	test unit lint format check-alerts audit lock upgrade bench-pipeline bench-scale bench-lookup \
-	bench-search bench-api bench chaos clean
+	test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline bench-scale \
+	bench-lookup bench-search bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -151,6 +158,13 @@ lock: env ## Write requirements.lock anew from pyproject.toml, keeping versions 
 
 upgrade: env ## The same with the newest versions
 	@$(UV_COMPILE) --upgrade
+
+evaluate: env ## Lists against the log that follows: make evaluate EVENTS=log.jsonl.gz SPLIT=2022-03-01
+	@test -n "$(EVENTS)" -a -n "$(SPLIT)" || { \
+		echo "evaluate: EVENTS (a log, .jsonl or .jsonl.gz) and SPLIT (an ISO time) are needed"; \
+		echo "  also: CATALOGUE=file K=$(K) UNIT=session|user SEED=$(SEED) PLOT=$(PLOT)"; exit 2; }
+	@$(PY) -m evaluation --events "$(EVENTS)" --split "$(SPLIT)" --k $(K) --unit $(UNIT) \
+		--seed $(SEED) --plot "$(PLOT)" $(if $(CATALOGUE),--catalogue "$(CATALOGUE)")
 
 bench-pipeline: env jars ## Events/s of the whole pipeline, and of the two usual alternatives
 	@$(PY) -m benchmarks.pipeline
