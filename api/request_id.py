@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from typing import cast
 
 from flask import Flask, Response, g, request
@@ -17,7 +17,7 @@ def request_id() -> str:
     """Return the id of the request that is being handled; the same at every call."""
     if "request_id" not in g:
         sent = request.headers.get(HEADER, "")
-        g.request_id = sent if _ACCEPTED.fullmatch(sent) else uuid.uuid4().hex
+        g.request_id = sent if _ACCEPTED.fullmatch(sent) else secrets.token_hex(16)
     return cast("str", g.request_id)
 
 
@@ -27,8 +27,10 @@ def register(app: Flask) -> None:
 
 
 def _finish(response: Response) -> Response:
-    response.headers[HEADER] = request_id()
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    headers = response.headers
+    headers.add(HEADER, request_id())
+    headers.add("X-Content-Type-Options", "nosniff")
     # A list is one person's and changes within a second; a route that may be cached says so.
-    response.headers.setdefault("Cache-Control", "no-store")
+    if "Cache-Control" not in headers:
+        headers.add("Cache-Control", "no-store")
     return response
