@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -149,14 +150,23 @@ class Access:
     def _neighbour() -> Caller:
         """Admit this machine, and not a page that a browser on it has from elsewhere."""
         # A unix socket has no address.
-        address = request.remote_addr or "127.0.0.1"
+        address = request.environ.get("REMOTE_ADDR") or "127.0.0.1"
         # A name that an attacker's DNS points here would pass for this machine otherwise.
-        host = urlsplit(f"//{request.host}").hostname or ""
-        if not _local(address) or not _local(host):
+        if not _local(address) or not _local_name(request.environ.get("HTTP_HOST", "localhost")):
             raise ProblemError(FORBIDDEN, "without API keys only this machine is served")
         return Caller(0, "local")
 
 
+@lru_cache(maxsize=256)
+def _local_name(header: str) -> bool:
+    """Tell whether a Host header, with or without a port, names this machine."""
+    try:
+        return _local(urlsplit(f"//{header}").hostname or "")
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=256)
 def _local(host: str) -> bool:
     if host in _LOCAL_NAMES:
         return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -71,9 +71,10 @@ class CatalogueMemory:
         """Whether a product that is not here does not exist."""
         return self.caught_up and not self._left_out
 
-    def row(self, product_id: str) -> ProductRow | None:
-        """Return a product; None where it is not here, see `complete`."""
-        return self._rows.get(product_id)
+    @property
+    def rows(self) -> Mapping[str, ProductRow]:
+        """Products by id, as they are at each look; what is absent: see `complete`."""
+        return self._rows
 
     def apply(self, key: bytes | None, value: bytes | None, ts: int) -> None:
         """Take one record of the topic; one that the job would reject is counted and ignored.

@@ -57,6 +57,11 @@ class Filter:
         """Whether it looks at the price; a product without one is then left out."""
         return self.min_price is not None or self.max_price is not None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it asks for nothing but being in stock."""
+        return self.category is None and not self.by_price
+
     def admits(self, row: ProductRow) -> bool:
         """Tell whether a product may be shown."""
         if not row.in_stock or (self.category is not None and row.category != self.category):
@@ -114,13 +119,17 @@ class ListBuilder:
     def add(self, source: Source, candidates: Sequence[tuple[str, float, str]]) -> None:
         """Take of (product id, score, reason), best first, what may be shown and is new."""
         seen, items, limit, admits = self._seen, self.items, self._limit, self._wanted.admits
+        # Nearly every answer: one look instead of a call for each item.
+        plain = self._wanted.plain
         fresh = [one for one in candidates if one[0] not in seen]
         for start in range(0, len(fresh), _CHUNK):
             part = fresh[start : start + _CHUNK]
             rows = self._shelf.products([one[0] for one in part])
             for product_id, score, reason in part:
                 row = rows.get(product_id)
-                if row is None or product_id in seen or not admits(row):
+                if row is None or product_id in seen:
+                    continue
+                if not (row.in_stock if plain else admits(row)):
                     continue
                 if len(items) >= limit:
                     return

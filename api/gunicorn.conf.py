@@ -21,7 +21,7 @@ workers = int(os.environ.get("RECOMMENDER_API_WORKERS", str(os.cpu_count() or 1)
 
 # Requests that a process has under way. A request spends its time waiting for Cassandra, during
 # which another thread can run. Also what keep-alive needs: the sync worker has none.
-worker_class = "gthread"
+worker_class = "api.worker.StayingThreadWorker"
 threads = int(os.environ.get("RECOMMENDER_API_THREADS", "8"))
 keepalive = 30
 # TLS, where nothing in front of the service does it.

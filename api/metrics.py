@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from typing import Protocol
 
 from flask import Blueprint, Flask, Response, g, request
@@ -126,6 +127,17 @@ def _count(response: Response) -> Response:
     method = request.method if request.url_rule is not None else "any"
     began = g.get("began")
     if began is not None:
-        _SECONDS.labels(rule, method).observe(time.perf_counter() - began)
-    _REQUESTS.labels(rule, method, response.status_code).inc()
+        _seconds(rule, method).observe(time.perf_counter() - began)
+    _requests(rule, method, response.status_code).inc()
     return response
+
+
+# The sets of labels are few: rules, methods and statuses of this service.
+@cache
+def _seconds(rule: str, method: str) -> Histogram:
+    return _SECONDS.labels(rule, method)
+
+
+@cache
+def _requests(rule: str, method: str, status: int) -> Counter:
+    return _REQUESTS.labels(rule, method, status)

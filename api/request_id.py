@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from typing import cast
 
 from flask import Flask, Response, g, request
@@ -16,8 +16,9 @@ _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def request_id() -> str:
     """Return the id of the request that is being handled; the same at every call."""
     if "request_id" not in g:
+        # Unique, not secret: a system call for better bits would give the interpreter away.
         sent = request.headers.get(HEADER, "")
-        g.request_id = sent if _ACCEPTED.fullmatch(sent) else uuid.uuid4().hex
+        g.request_id = sent if _ACCEPTED.fullmatch(sent) else f"{random.getrandbits(128):032x}"
     return cast("str", g.request_id)
 
 
@@ -27,8 +28,10 @@ def register(app: Flask) -> None:
 
 
 def _finish(response: Response) -> Response:
-    response.headers[HEADER] = request_id()
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    headers = response.headers
+    headers.add(HEADER, request_id())
+    headers.add("X-Content-Type-Options", "nosniff")
     # A list is one person's and changes within a second; a route that may be cached says so.
-    response.headers.setdefault("Cache-Control", "no-store")
+    if "Cache-Control" not in headers:
+        headers.add("Cache-Control", "no-store")
     return response

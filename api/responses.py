@@ -34,9 +34,11 @@ def cacheable(body: object, *, seconds: int) -> Response:
     asked = request.headers.get("If-None-Match")
     # Weak comparison, as RFC 9110 asks of If-None-Match: W/ in front does not matter.
     known = asked is not None and (asked.strip() == "*" or tag in asked)
-    response = Response(status=304) if known else Response(encoded, mimetype="application/json")
-    headers = response.headers
-    headers["ETag"] = tag
-    headers["Cache-Control"] = f"private, max-age={seconds}"
-    headers["Vary"] = "Authorization"
-    return response
+    headers = {
+        "ETag": tag,
+        "Cache-Control": f"private, max-age={seconds}",
+        "Vary": "Authorization",
+    }
+    if known:
+        return Response(status=304, headers=headers)
+    return Response(encoded, mimetype="application/json", headers=headers)

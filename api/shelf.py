@@ -86,20 +86,27 @@ class Shelf:
         Raises:
             StoreError: It does not answer, and nothing is known of any of them.
         """
-        found: dict[str, ProductRow] = {}
-        missing: list[str] = []
         memory = self._memory
-        complete = memory is not None and memory.complete
-        for product_id in product_ids:
-            row = memory.row(product_id) if memory is not None else None
-            if row is not None:
-                found[product_id] = row
-            elif not complete:
-                cached = self._products.get(product_id, PRODUCT_SECONDS)
-                if cached is None:
-                    missing.append(product_id)
-                elif cached[0] is not None:
-                    found[product_id] = cached[0]
+        found: dict[str, ProductRow] = {}
+        unknown: Iterable[str] = product_ids
+        if memory is not None:
+            rows = memory.rows
+            unknown = []
+            for product_id in product_ids:
+                row = rows.get(product_id)
+                if row is not None:
+                    found[product_id] = row
+                else:
+                    unknown.append(product_id)
+            if not unknown or memory.complete:
+                return found
+        missing: list[str] = []
+        for product_id in unknown:
+            cached = self._products.get(product_id, PRODUCT_SECONDS)
+            if cached is None:
+                missing.append(product_id)
+            elif cached[0] is not None:
+                found[product_id] = cached[0]
         if missing:
             self._read(missing, found)
         return found

@@ -203,6 +203,9 @@ class App:
                 "RECOMMENDER_CASSANDRA_HOSTS": self.stack.cassandra.host,
                 "RECOMMENDER_CASSANDRA_PORT": str(self.stack.cassandra.port),
                 "RECOMMENDER_CASSANDRA_KEYSPACE": self.keyspace,
+                "RECOMMENDER_KAFKA_BOOTSTRAP": self.stack.kafka.bootstrap,
+                "RECOMMENDER_KAFKA_EVENTS_TOPIC": EVENTS,
+                "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": CATALOGUE,
                 "RECOMMENDER_API_BIND": f"{LOOPBACK}:{self.flask_port}",
                 "RECOMMENDER_API_WORKERS": "1",
             }

@@ -212,11 +212,14 @@ def test_product_is_read_by_all_workers_soon_after_it_was_written(
 
 
 def test_erasure_is_recorded_and_sent(stack: Any, session: Any, tmp_path: Path) -> None:
-    user = f"erase-{uuid.uuid4()}"
+    user = f"erase/{uuid.uuid4()}"
     with serving(stack, tmp_path) as service:
-        response = service.ask("DELETE", f"/v1/users/{user}")
+        # A slash of the id is escaped; one that is not is another path.
+        assert service.ask("DELETE", f"/v1/users/{user}").status_code == 404
+        escaped = user.replace("/", "%2F")
+        response = service.ask("DELETE", f"/v1/users/{escaped}")
         assert response.status_code == 202
-        assert service.ask("GET", f"/v1/users/{user}/erasure").json() == response.json()
+        assert service.ask("GET", f"/v1/users/{escaped}/erasure").json() == response.json()
     sent = [
         json.loads(value)
         for key, value in records(stack.kafka.bootstrap, EVENTS)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from api import keys as keys_command
 from api.access import Access, ApiKey, check_binds, hash_key, load_keys, parse_keys
 from api.config import ApiConfig
-from api.rate_limit import Rate, RateLimiter
+from api.rate_limit import LEASE_SECONDS, LEASE_SHARE, Rate, RateLimiter
 from tests.unit.api_doubles import Shop
 from tests.unit.test_api_routes import assert_problem
 
@@ -206,7 +206,8 @@ class TestRateLimit:
             for last in range(first, len(taken)):
                 seconds = taken[last][0] - taken[first][0]
                 units = sum(one for _, one in taken[first:last])
-                assert units <= max(burst, taken[first][1]) + rate * seconds + 1e-3 * rate
+                ahead = LEASE_SHARE * rate
+                assert units <= max(burst, taken[first][1]) + rate * seconds + ahead + 1e-3 * rate
 
     def test_waiting_as_told_is_enough(self) -> None:
         limiter = self.limiter(Rate(7, 5))
@@ -215,6 +216,24 @@ class TestRateLimit:
             self.now += wait
             if wait:
                 assert limiter.take(0, "read", units) == 0
+
+    def test_what_is_taken_ahead_counts_for_all_and_not_for_long(self, tmp_path: Path) -> None:
+        self.now = 100.0
+        file = tmp_path / "rates"
+        file.touch()
+        rate = Rate(1 / LEASE_SHARE * 10, 10)
+        one, two = (
+            RateLimiter({"read": rate}, 1, str(file), clock=lambda: self.now) for _ in range(2)
+        )
+        assert one.take(0, "read") == 0
+        assert two.take(0, "read") > 0
+        assert [one.take(0, "read") for _ in range(9)] == [0] * 9
+        assert one.take(0, "read") > 0
+        self.now += 1
+        assert one.take(0, "read") == 0
+        self.now += LEASE_SECONDS
+        assert two.take(0, "read") == 0
+        assert one.take(0, "read") > 0
 
     def test_limit_holds_over_processes(self, tmp_path: Path) -> None:
         file = tmp_path / "rates"

@@ -35,7 +35,7 @@ def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) 
         expected.pop(product_id, None)
         if title is not None:
             expected[product_id] = title
-    found = {one: memory.row(one) for one in IDS}
+    found = {one: memory.rows.get(one) for one in IDS}
     assert {one: row.title for one, row in found.items() if row is not None} == expected
     for one in expected:
         similar = memory.similar(one, 5)
@@ -58,7 +58,7 @@ def test_record_that_the_job_rejects_changes_nothing(key: bytes | None, value: b
     memory.apply(b"z", record("z"), NOW)
     memory.apply(b"a", record("a", "before"), NOW)
     memory.apply(key, value, NOW)
-    row = memory.row("a")
+    row = memory.rows.get("a")
     assert row is not None
     assert row.title == "before"
     assert memory.rejected == 1
@@ -72,7 +72,7 @@ def test_full_memory_leaves_out_and_is_not_complete_until_there_is_none_left_out
     memory.apply(b"b", record("b"), NOW)
     memory.apply(b"a", record("a", "changed"), NOW)
     assert (len(memory), memory.skipped, memory.complete) == (1, 1, False)
-    row = memory.row("a")
+    row = memory.rows.get("a")
     assert row is not None
     assert row.title == "changed"
     memory.apply(b"b", None, NOW)
