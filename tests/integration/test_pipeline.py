@@ -263,10 +263,11 @@ def test_a_new_space_takes_over_at_once_and_never_mixes(stack: Stack) -> None:
     with Pipeline.create(stack, "spaces", *QUICK, partitions=1) as pipeline:
         pipeline.publish(products(100), space=old)
         users = [f"u{number}" for number in range(8)]
+        pipeline.submit()
+        pipeline.wait_products()
         pipeline.send(
             [click(user, f"p{3 * at + n}") for at, user in enumerate(users) for n in (0, 1)]
         )
-        pipeline.submit()
         pipeline.wait_right(space=old)
 
         # Half of the products in the new space: the old one stays, in full.
