@@ -142,12 +142,14 @@ def test_too_little_memory_is_named_before_anything_starts(tmp_path: Path) -> No
 
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from local.kafka_broker import KafkaBroker
 from local.processes import Guardian
 from local.stack import Stack, StackConfig
 
+# A shell that runs the tests in the background has its children ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Kafka alone: what ends it does not depend on how many servers there are.
 stack = Stack(StackConfig(root=Path(sys.argv[1])))
 stack.cassandra.start = stack.flink.start = lambda: None
