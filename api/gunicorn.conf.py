@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -67,6 +68,9 @@ def post_worker_init(worker: Any) -> None:
 
     worker.log.info("worker %s connects to its stores", worker.pid)
     services_of(app).start()
+    # What the imports made lives as long as the process: no collection walks over it again.
+    gc.collect()
+    gc.freeze()
 
 
 def worker_exit(server: Any, worker: Any) -> None:

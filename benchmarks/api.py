@@ -13,6 +13,7 @@ those of the driver with 8 threads), ``users`` and ``requests_per_second`` (at 8
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,6 +81,10 @@ class Load:
     per_second: float
     p50_ms: float
     p99_ms: float
+    cpu_us: float = 0.0
+    """CPU time of the asking or serving processes an answer, microseconds."""
+    cassandra_us: float = 0.0
+    """CPU time of Cassandra an answer, microseconds."""
 
 
 def user_id(number: int) -> str:
@@ -180,8 +185,12 @@ def save_products(options: CassandraOptions, bootstrap: str, products: int) -> N
 
 def _drive(
     options: CassandraOptions, users: int, threads: int, seconds: float, ready: Any, go: Any
-) -> list[float]:
-    """Read random users' lists with ``threads`` for ``seconds``; the time of each read, seconds."""
+) -> tuple[list[float], float]:
+    """Read random users' lists with ``threads`` for ``seconds``.
+
+    Returns:
+        The time of each read, seconds, and the CPU time of all, seconds.
+    """
     cluster, session = connect(options, role="bench")
     prepared = session.prepare(statement("select_recommendations", options.keyspace))
     times: list[list[float]] = []
@@ -207,11 +216,13 @@ def _drive(
         for one in workers:
             one.start()
         ready.release()
+        begun = time.process_time()
         for one in workers:
             one.join()
+        spent = time.process_time() - begun
     finally:
         cluster.shutdown()
-    return [one for mine in times for one in mine]
+    return [one for mine in times for one in mine], spent
 
 
 def _driver_process(queue: Any, *args: Any) -> None:
@@ -247,11 +258,13 @@ def driver(
             msg = "a process of the driver did not start"
             raise BenchmarkError(msg)
     go.set()
-    times = np.concatenate([np.asarray(queue.get(timeout=seconds + 60)) for _ in running])
+    found = [queue.get(timeout=seconds + 60) for _ in running]
     for one in running:
         one.join()
+    times = np.concatenate([np.asarray(one) for one, _ in found])
     p50, p99 = np.percentile(times, (50, 99)) * 1000
-    return Load(len(times) / seconds, float(p50), float(p99))
+    spent = sum(one for _, one in found)
+    return Load(len(times) / seconds, float(p50), float(p99), spent / len(times) * 1e6)
 
 
 # --- the service ---------------------------------------------------------------------------------
@@ -417,28 +430,44 @@ def measure(stack: Stack, wrk: str, users: int, products: int, seconds: float) -
     save_lists(options, users, products)
     # What the writing leaves to be done (compaction, the JVM's warmth) is not the readers'.
     driver(options, users, _CORES, 8, seconds)
-    print(f"{'':24}{'requests/s':>12}{'p50 ms':>10}{'p99 ms':>10}")
+    print(
+        f"{'':24}{'requests/s':>12}{'p50 ms':>10}{'p99 ms':>10}{'own µs':>10}{'Cassandra µs':>14}"
+    )
     bare: dict[int, Load] = {}
     ours: dict[int, Load] = {}
 
-    def show(name: str, found: Load) -> None:
-        print(f"{name:24}{found.per_second:12,.0f}{found.p50_ms:10.2f}{found.p99_ms:10.2f}")
-        sys.stdout.flush()
+    def timed(name: str, pid: int | None, run: Callable[[], Load]) -> Load:
+        """Run, and show what it took; ``pid``: of the service, None where the run tells itself."""
+        watched = (pid, stack.cassandra.process.pid)
+        before = [cpu_seconds(one) for one in watched]
+        found = run()
+        answers = found.per_second * seconds
+        own, cassandra = (
+            (cpu_seconds(one) - was) / answers * 1e6
+            for one, was in zip(watched, before, strict=True)
+        )
+        found = replace(found, cpu_us=found.cpu_us or own, cassandra_us=cassandra)
+        print(
+            f"{name:24}{found.per_second:12,.0f}{found.p50_ms:10.2f}{found.p99_ms:10.2f}"
+            f"{found.cpu_us:10.0f}{found.cassandra_us:14.0f}",
+            flush=True,
+        )
+        return found
 
-    for connections in CONNECTIONS:
-        bare[connections] = driver(options, users, _CORES, connections, seconds)
-        show(f"driver, {connections} threads", bare[connections])
+    for count in CONNECTIONS:
+        bare[count] = timed(
+            f"driver, {count} threads",
+            None,
+            functools.partial(driver, options, users, _CORES, count, seconds),
+        )
     with serving(stack, _CORES) as (url, service):
         run_wrk(wrk, url, users, 8, seconds)
-        for connections in CONNECTIONS:
-            before = [cpu_seconds(one) for one in (service.pid, stack.cassandra.process.pid)]
-            ours[connections] = run_wrk(wrk, url, users, connections, seconds)
-            after = [cpu_seconds(one) for one in (service.pid, stack.cassandra.process.pid)]
-            show(f"service, {connections} connections", ours[connections])
-            if connections == 8:
-                count = ours[8].per_second * seconds
-                spent = [(b - a) / count * 1e6 for a, b in zip(before, after, strict=True)]
-    print(f"CPU a request, microseconds: service {spent[0]:.0f}, Cassandra {spent[1]:.0f}")
+        for count in CONNECTIONS:
+            ours[count] = timed(
+                f"service, {count} connections",
+                service.pid,
+                functools.partial(run_wrk, wrk, url, users, count, seconds),
+            )
     parts = stages(stack, options, users, 2_000)
     print(
         "one after the other, microseconds: "
