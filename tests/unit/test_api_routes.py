@@ -303,3 +303,10 @@ def test_list_may_be_used_for_a_second_and_is_not_sent_again(
     changed = RecommendationList("u1", (), "text64-v1", NOW, NOW + 1)
     store.save_list(changed)
     assert client.get(url, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_pages_from_elsewhere_may_not_read_answers(client: FlaskClient) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for method in ("GET", "OPTIONS"):
+        response = client.open("/v1/trending", method=method, headers=origin)
+        assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
