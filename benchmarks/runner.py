@@ -206,6 +206,7 @@ class Bench:
         deadline = time.monotonic() + limit_s
         started = time.time()
         steady: tuple[int, Spent] | None = None
+        rows, moved = 0, time.monotonic()
         while True:
             totals = self.totals(job)
             if not totals["events"]:
@@ -213,7 +214,11 @@ class Bench:
                 started = time.time()
             if totals["events"] >= events * SKIPPED and steady is None:
                 steady = (totals["events"], self.spent())
-            if totals["rows_written"] >= events + totals["lookups"] and steady:
+            if totals["rows_written"] != rows:
+                rows, moved = totals["rows_written"], time.monotonic()
+            # The rows of products count too: all is saved when all events are taken and no row has
+            # come for longer than Flink's metrics are old.
+            if totals["events"] >= events and steady and time.monotonic() - moved > 3:
                 break
             if time.monotonic() > deadline:
                 causes = self.stack.flink.exceptions(job)[:1]
