@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.index import ExactIndex
+from udfs.facts import ProductFacts
+from udfs.index import Boosts, ExactIndex, SlotTable
 from udfs.schemas import Product, Reason, RejectedError
 
 FloatMatrix = NDArray[np.float32]
@@ -17,7 +18,7 @@ QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
 
-VERSION: Final = 1
+VERSION: Final = 2
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
 
@@ -27,11 +28,19 @@ class CatalogueVersionError(ValueError):
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Broadcast state of one product, format v1: msgpack [1, in_stock, {space: float32 bytes}]."""
+    """Broadcast state of one product, format v2: msgpack, in the order of these fields.
+
+    Vectors and weights are little-endian float32. Format v1 ended with the vectors.
+    """
 
     version: int
     in_stock: bool
     vectors: dict[str, bytes]
+    category: str = ""
+    related: list[str] = []
+    weights: bytes = b""
+    rebuy_days: float | None = None
+    rebuy_share: float = 0.0
 
 
 _entry_encoder = msgspec.msgpack.Encoder()
@@ -73,6 +82,10 @@ class Catalogue:
         self._required_dimensions = dimensions
         self._vectors: dict[str, dict[str, FloatMatrix]] = {}
         self._in_stock: dict[str, bool] = {}
+        self.slots = SlotTable()
+        """Numbers the products for boosts and facts."""
+        self.facts = ProductFacts(self.slots)
+        """What is known of products beside their vectors."""
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -107,12 +120,22 @@ class Catalogue:
         return self._encoder(query)
 
     def search(
-        self, queries: FloatMatrix, k: int, excluded: Sequence[Sequence[str]] | None = None
+        self,
+        queries: FloatMatrix,
+        k: int,
+        excluded: Sequence[Sequence[str]] | None = None,
+        boosts: Sequence[Boosts] = (),
     ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k nearest products in stock for each query; see :class:`ExactIndex`."""
+        """Find the k best products in stock for each query; see :class:`ExactIndex`."""
         if self._index is None:
             return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
-        return self._index.search(queries, k, excluded)
+        return self._index.search(queries, k, excluded, boosts)
+
+    def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
+        """Vectors of products in stock by slot: shape (*slots.shape, d), zeros for others."""
+        if self._index is None:
+            return np.zeros((*slots.shape, self.dimensions), dtype=np.float32)
+        return self._index.vectors(slots)
 
     def upsert(self, product: Product, vector: FloatMatrix) -> list[StateChange]:
         """Insert or replace a product; the change holds for every later lookup.
@@ -138,6 +161,7 @@ class Catalogue:
             )
         self._vectors.setdefault(space, {})[product_id] = vector
         self._in_stock[product_id] = product.in_stock
+        self.facts.put(product)
         if self._should_switch(space):
             return list(self._switch(space))
         self._refresh(product_id)
@@ -147,6 +171,7 @@ class Catalogue:
         """Remove a product from every space (a tombstone); an absent one is no error."""
         if self._in_stock.pop(product_id, None) is None:
             return []
+        self.facts.remove(product_id)
         for space, vectors in list(self._vectors.items()):
             vectors.pop(product_id, None)
             if not vectors and space != self._active:
@@ -175,11 +200,12 @@ class Catalogue:
             except msgspec.MsgspecError as error:
                 msg = f"catalogue entry {key!r}: {error}"
                 raise CatalogueVersionError(msg) from error
-            if entry.version != VERSION:
-                msg = f"catalogue entry of version {entry.version}, this reads {VERSION}"
+            if entry.version not in (1, VERSION):
+                msg = f"catalogue entry of version {entry.version}, this reads 1 to {VERSION}"
                 raise CatalogueVersionError(msg)
             product_id = key[len(_PRODUCT_PREFIX) :]
             self._in_stock[product_id] = entry.in_stock
+            self.facts.put(_product_of(product_id, entry))
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
                 self._vectors.setdefault(space, {})[product_id] = vector
@@ -205,6 +231,7 @@ class Catalogue:
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():
+            self.facts.remove(product_id)
             del self._in_stock[product_id]  # it has no vector in the space that is searched now
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
@@ -218,7 +245,7 @@ class Catalogue:
             return
         if self._index is None or self._index.dimensions != len(vector):
             # The first product of a space, or of one that was emptied and came back otherwise.
-            self._index = ExactIndex(len(vector))
+            self._index = ExactIndex(len(vector), self.slots)
         if self._in_stock[product_id]:
             self._index.upsert(product_id, vector)
         else:
@@ -230,5 +257,39 @@ class Catalogue:
             for space, vectors in self._vectors.items()
             if product_id in vectors
         }
-        entry = _Entry(VERSION, self._in_stock[product_id], vectors)
+        facts = self.facts.product(product_id)
+        related = facts.related or {}
+        entry = _Entry(
+            VERSION,
+            self._in_stock[product_id],
+            vectors,
+            facts.category,
+            list(related),
+            np.array(list(related.values()), dtype="<f4").tobytes(),
+            facts.rebuy_days,
+            facts.rebuy_share,
+        )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _product_of(product_id: str, entry: _Entry) -> Product:
+    """Read what an entry says of a product beside its vectors.
+
+    Raises:
+        CatalogueVersionError: The related products and their weights are not as many.
+    """
+    weights = np.frombuffer(entry.weights, dtype="<f4") if len(entry.weights) % 4 == 0 else ()
+    if len(weights) != len(entry.related):
+        msg = f"catalogue entry of {product_id!r}: {len(entry.related)} related products"
+        raise CatalogueVersionError(msg)
+    return Product(
+        product_id,
+        "",
+        "",
+        category=entry.category,
+        related={
+            other: float(weight) for other, weight in zip(entry.related, weights, strict=True)
+        },
+        rebuy_days=entry.rebuy_days,
+        rebuy_share=entry.rebuy_share,
+    )

@@ -279,9 +279,9 @@ def test_entry_of_another_version_is_refused() -> None:
     durable = Durable()
     durable.put(1)
     entry = bytearray(durable.state["pp1"])
-    assert entry[1] == 1  # msgpack: the array's head, then the version
-    entry[1] = 2
-    with pytest.raises(CatalogueVersionError, match="2"):
+    assert entry[1] == 2  # msgpack: the array's head, then the version
+    entry[1] = 3
+    with pytest.raises(CatalogueVersionError, match="3"):
         Catalogue().load([("a", b"a"), ("pp1", bytes(entry))])
 
 
@@ -294,9 +294,10 @@ def test_entry_cut_anywhere_is_refused() -> None:
             Catalogue().load([("pp1", entry[:length])])
 
 
-def test_golden_entries_are_read() -> None:
-    expected = json.loads((GOLDEN / "catalogue_v1.json").read_text())
-    lines = (GOLDEN / "catalogue_v1.bin").read_text().splitlines()
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_entries_are_read(version: int) -> None:
+    expected = json.loads((GOLDEN / f"catalogue_v{version}.json").read_text())
+    lines = (GOLDEN / f"catalogue_v{version}.bin").read_text().splitlines()
     state = {bytes.fromhex(k).decode(): bytes.fromhex(v) for k, v in map(str.split, lines)}
     catalogue = Catalogue(switch_share=1.0)
     catalogue.load(state.items())
@@ -307,6 +308,9 @@ def test_golden_entries_are_read() -> None:
         assert held is not None
         assert held.tolist() == vector
     assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
+    for product_id, facts in expected.get("facts", {}).items():
+        held_facts = catalogue.facts.product(product_id)
+        assert {name: getattr(held_facts, name) for name in facts} == facts
     # The staged vector of p1 counts: with p2 in the new space too, that becomes the active one.
     catalogue.upsert(Product("p2 é", "text2-v2", []), unit_vectors(1, 2)[0])
     assert catalogue.space == "text2-v2"

@@ -1,0 +1,457 @@
+"""Scores the products for many users at once: related products, repeats, rebuys and the vector.
+
+The score of product p for user u, whose newest interactions i = 0, 1, … (each product or query
+once, newest first) stand at positions n_i, is
+
+    score(u, p) = sum_i a_i (1 + n_i) ** -e · related(i, p)
+                + sum_{i = p} min(1, a_i) (1 + n_i) ** -e' · repeat(p)
+                + rebuy · share(p) · sum over purchases j of p  2 ** (-age_j / h)
+                + v_u · (q_u · v_p)
+
+with a_i the weight of the interaction's type times its decay with age (the same two half-lives as
+the profile's vector q_u), scaled so that the largest a_i (1 + n_i) ** -e is 1. v_u is the vector's
+share: 1 for who has touched nothing with related products, ``vector_share`` for who has touched
+nothing else. A position counts the newer interactions, each by its weight and at most 1, so that
+scrolling past does not push a click out of sight.
+
+Weighting the co-occurrence of single interactions by recency is what sequential rules do (Ludewig
+and Jannach, "Evaluation of Session-based Recommendation Algorithms", UMUAI 2018); the positions'
+decay is that of STAN (Garg et al., SIGIR 2019), as a power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udfs.catalogue import Catalogue
+from udfs.facts import NOWHERE
+from udfs.index import Boosts
+from udfs.profile import LEAST_BLEND, Profile, ProfileConfig, decayed_sums, kind_name, query_vectors
+
+FloatMatrix = NDArray[np.float32]
+Rows = NDArray[np.intp]
+
+_DAY_MS: Final = 86_400_000
+# Interactions of the log that are read for each that is used: the others repeat one, or are light.
+_READ_AHEAD: Final = 3
+_VERB_OF: Final = {"search": "searched", "purchase": "bought"}
+_VIEWED: Final = "viewed"
+# Memory of the table that finds boosted products in the lists, bytes.
+_SCRATCH_BYTES: Final = 16 * 2**20
+BOUGHT: Final = "bought"
+
+
+@dataclass(frozen=True)
+class RankingConfig:
+    """Constants of the ranking; every one is an option of the job."""
+
+    recent: int = 10
+    """How far back interactions are used as queries of their own, in positions."""
+    position_exponent: float = 1.25
+    """How fast an interaction's related products fade with its position: (1 + n) ** -exponent."""
+    repeat_exponent: float = 0.8
+    """The same for showing again what was just touched and not bought."""
+    vector_share: float = 0.1
+    """Share of the profile's vector beside related products, 0 to 1."""
+    rebuy_weight: float = 1.0
+    """Weight of a purchase for buying the same again, where the product says it is; 0: never."""
+    rebuy_half_life_days: float = 120.0
+    """Half-life of a purchase in this, days."""
+    related_weight: float = 1.0
+    """Weight of related products; 0: none are used."""
+
+    def __post_init__(self) -> None:
+        """Refuse constants without a meaning."""
+        if not 1 <= self.recent <= 100:
+            msg = f"recent must be within 1 and 100, not {self.recent}"
+            raise ValueError(msg)
+        if not 0 < self.vector_share <= 1:
+            msg = f"vector_share must be above 0 and at most 1, not {self.vector_share}"
+            raise ValueError(msg)
+        for name in ("position_exponent", "repeat_exponent", "rebuy_weight", "related_weight"):
+            if not 0 <= getattr(self, name) <= 100:
+                msg = f"{name} must be within 0 and 100, not {getattr(self, name)}"
+                raise ValueError(msg)
+        if not 0 < self.rebuy_half_life_days <= 36_500:
+            msg = f"rebuy_half_life_days must be above 0, not {self.rebuy_half_life_days}"
+            raise ValueError(msg)
+
+
+class RankedList(NamedTuple):
+    """What one user is shown, best first."""
+
+    product_ids: list[str]
+    scores: FloatMatrix
+    reasons: list[str]
+
+
+@dataclass
+class _Interactions:
+    """The newest interactions of all users, as columns in the order of the users."""
+
+    users: Rows
+    """Which profile, ascending, shape (e,)."""
+    labels: list[str]
+    """What the interaction is called as a reason."""
+    slots: Rows
+    """Product's slot, -1 for a search and for a product never seen."""
+    vectors: FloatMatrix
+    """Shape (e, d); zeros where there is none."""
+    weights: FloatMatrix
+    """What its related products count, shape (e,)."""
+    repeat_weights: FloatMatrix
+    """What the product itself counts, shape (e,)."""
+    shares: FloatMatrix
+    """What its vector counts in the user's query vector, shape (e,)."""
+
+
+def rank(
+    profiles: Sequence[Profile],
+    catalogue: Catalogue,
+    k: int,
+    config: RankingConfig,
+    profile_config: ProfileConfig,
+) -> list[RankedList | None]:
+    """Find the best products of each user and why, in one pass of NumPy for all of them.
+
+    Args:
+        profiles: Profiles of the catalogue's active space.
+        catalogue: The products.
+        k: How many a list has; fewer only where fewer exist.
+        config: The constants.
+        profile_config: Weights and half-lives of the interactions.
+
+    Returns:
+        A list for each profile; None for one that points nowhere.
+    """
+    interactions = _newest(profiles, catalogue, config, profile_config)
+    related, of_related = _related(interactions, catalogue, config)
+    repeats, of_repeats = _repeats(interactions, catalogue)
+    excluded, rebuys = _bought(profiles, catalogue, config)
+    vector_shares = _vector_shares(interactions, len(profiles), catalogue, config)
+    queries = query_vectors(profiles, profile_config) * vector_shares[:, None]
+    pointing = queries.any(axis=1)
+    for boosts in (related, repeats, rebuys):
+        pointing[boosts.queries] = True
+    found = catalogue.search(queries, k, boosts=(related, repeats, rebuys, excluded))
+    listed = np.full((len(profiles), k), NOWHERE, dtype=np.intp)
+    for row, (product_ids, _) in zip(listed, found, strict=True):
+        row[: len(product_ids)] = catalogue.slots.find(product_ids)
+    evidence = _Evidence(listed, len(catalogue.slots), interactions, vector_shares)
+    evidence.add(related, of_related)
+    evidence.add(repeats, of_repeats)
+    evidence.add_vectors(catalogue)
+    reasons = evidence.reasons(rebuys, catalogue)
+    return [
+        RankedList(product_ids, scores, why[: len(product_ids)]) if points else None
+        for (product_ids, scores), why, points in zip(
+            found, reasons, pointing.tolist(), strict=True
+        )
+    ]
+
+
+def _newest(
+    profiles: Sequence[Profile],
+    catalogue: Catalogue,
+    config: RankingConfig,
+    profile_config: ProfileConfig,
+) -> _Interactions:
+    """Collect the newest interactions of each profile, each product or query once."""
+    kind_weights = profile_config.kind_weights
+    kinds = {kind: kind_name(kind) for kind, weight in enumerate(kind_weights) if weight}
+    verbs = [_VERB_OF.get(kinds.get(kind, ""), _VIEWED) for kind in range(len(kind_weights))]
+    searches = [kinds.get(kind) == "search" for kind in range(len(kind_weights))]
+    purchases = [kinds.get(kind) == "purchase" for kind in range(len(kind_weights))]
+    users: list[int] = []
+    items: list[str] = []
+    labels: list[str] = []
+    ages: list[int] = []
+    positions: list[float] = []
+    weights: list[float] = []
+    is_search: list[bool] = []
+    is_purchase: list[bool] = []
+    # Every event counts in the profile's vector, also where it repeats an interaction.
+    event_of: list[int] = []
+    event_ages: list[int] = []
+    event_weights: list[float] = []
+    for user, profile in enumerate(profiles):
+        rows = profile.newest(_READ_AHEAD * config.recent)
+        if not rows:
+            continue
+        newest_ms, reference_ms = rows[0][0], profile.reference_ms
+        position = 0.0
+        seen: dict[tuple[bool, str], int] = {}
+        for time_ms, kind, waits, item in rows:
+            weight = kind_weights[kind]
+            if not weight:
+                continue
+            key = searches[kind], item
+            number = seen.get(key)
+            if number is None:
+                if position >= config.recent:
+                    continue
+                number = seen[key] = len(items)
+                users.append(user)
+                items.append(item)
+                labels.append(f"{verbs[kind]}:{item}")
+                ages.append(newest_ms - time_ms)
+                positions.append(position)
+                weights.append(weight)
+                is_search.append(searches[kind])
+                is_purchase.append(purchases[kind])
+                position += min(1.0, abs(weight))
+            elif weight * weights[number] > 0 and abs(weight) > abs(weights[number]):
+                # It was clicked after it was put into the cart: that still counts.
+                weights[number] = weight
+                labels[number] = f"{verbs[kind]}:{item}"
+                is_purchase[number] = is_purchase[number] or purchases[kind]
+            if not waits:
+                event_of.append(number)
+                event_ages.append(reference_ms - time_ms)
+                event_weights.append(weight)
+    count = len(items)
+    found = catalogue.slots.find(items)
+    slots = np.array(found, dtype=np.intp).reshape(count)
+    slots[np.array(is_search, dtype=bool)] = NOWHERE
+    owners = np.array(users, dtype=np.intp)
+    typed = np.array(weights)
+    fading = _decay(np.array(ages, dtype=np.float64), profile_config)
+    placed = 1.0 + np.array(positions)
+    own = typed * fading * placed**-config.position_exponent
+    largest = np.zeros(len(profiles))
+    np.maximum.at(largest, owners, np.abs(own))
+    again = np.clip(typed, 0, 1) * fading * placed**-config.repeat_exponent
+    again[np.array(is_purchase, dtype=bool)] = 0
+    events = np.array(event_of, dtype=np.intp)
+    shares = _shares(
+        profiles,
+        owners[events],
+        np.array(event_ages, dtype=np.float64),
+        np.array(event_weights),
+        profile_config,
+    )
+    zeros = np.zeros(catalogue.dimensions, dtype=np.float32)
+    vectors = [
+        catalogue.query_vector(item) if search else catalogue.product_vector(item)
+        for item, search in zip(items, is_search, strict=True)
+    ]
+    return _Interactions(
+        users=owners,
+        labels=labels,
+        slots=slots,
+        vectors=np.array(
+            [zeros if vector is None else vector for vector in vectors], dtype=np.float32
+        ).reshape(count, catalogue.dimensions),
+        weights=(own / np.maximum(largest[owners], 1e-30)).astype(np.float32),
+        repeat_weights=again.astype(np.float32),
+        shares=np.bincount(events, shares, count).astype(np.float32),
+    )
+
+
+def _decay(ages_ms: NDArray[np.float64], config: ProfileConfig) -> NDArray[np.float64]:
+    """What an interaction of such an age counts, in shares of a new one: shape (e,)."""
+    fast_ms, slow_ms = config.half_lives_ms
+    fast, slow = np.exp2(-ages_ms / fast_ms), np.exp2(-ages_ms / slow_ms)
+    blended: NDArray[np.float64] = config.fast_share * fast + (1 - config.fast_share) * slow
+    return blended
+
+
+def _shares(
+    profiles: Sequence[Profile],
+    users: Rows,
+    ages_ms: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    config: ProfileConfig,
+) -> NDArray[np.float64]:
+    """Factor with which each event's vector stands in its user's query vector, shape (events,).
+
+    The query vector is linear in the events' vectors: the sums are divided by their lengths,
+    blended, and divided by the blend's length (:func:`udfs.profile.query_vectors`).
+    """
+    if not profiles or not len(users):
+        return np.zeros(len(users))
+    sums = np.array([decayed_sums(profile, config, profile.reference_ms) for profile in profiles])
+    norms = np.linalg.norm(sums, axis=2)
+    shares = np.array([config.fast_share, 1 - config.fast_share])
+    scales = np.divide(shares, norms, out=np.zeros_like(norms), where=norms > 1e-30)
+    length = np.linalg.norm((sums * scales[:, :, None]).sum(axis=1), axis=1)
+    scales = np.divide(
+        scales, length[:, None], out=np.zeros_like(scales), where=length[:, None] > LEAST_BLEND
+    )
+    decays = np.exp2(-ages_ms[:, None] / np.array(config.half_lives_ms))
+    factors: NDArray[np.float64] = weights * (decays * scales[users]).sum(axis=1)
+    return factors
+
+
+def _related(
+    interactions: _Interactions, catalogue: Catalogue, config: RankingConfig
+) -> tuple[Boosts, Rows]:
+    """Boost the products related to each interaction; also, of which interaction each boost is."""
+    slots, weights = catalogue.facts.related(interactions.slots)
+    own = np.float32(config.related_weight) * interactions.weights
+    of, column = np.nonzero((slots != NOWHERE) & (own != 0)[:, None])
+    return (
+        Boosts(interactions.users[of], slots[of, column], weights[of, column] * own[of]),
+        of,
+    )
+
+
+def _repeats(interactions: _Interactions, catalogue: Catalogue) -> tuple[Boosts, Rows]:
+    """Boost what was just touched itself, as far as the product says that it is touched again."""
+    weights = catalogue.facts.repeats(interactions.slots) * interactions.repeat_weights
+    of = np.flatnonzero(weights)
+    return (
+        Boosts(interactions.users[of], interactions.slots[of].astype(np.int32), weights[of]),
+        of,
+    )
+
+
+def _bought(
+    profiles: Sequence[Profile], catalogue: Catalogue, config: RankingConfig
+) -> tuple[Boosts, Boosts]:
+    """Keep out what was bought, returned or disliked; bring back what is bought again.
+
+    Ages are those at the user's newest interaction: a list is made then, not when it is read.
+
+    Returns:
+        Boosts of minus infinity, and those of the products that are back.
+    """
+    users: list[int] = []
+    items: list[str] = []
+    ages: list[int] = []
+    bought: list[bool] = []
+    for user, profile in enumerate(profiles):
+        rows = profile.exclusions()
+        if rows:
+            now_ms = profile.newest_ms()
+            users.extend([user] * len(rows))
+            for time_ms, purchase, item in rows:
+                items.append(item)
+                ages.append(now_ms - time_ms)
+                bought.append(purchase)
+    slots = np.array(catalogue.slots.find(items), dtype=np.int64)
+    known = slots != NOWHERE
+    pairs = np.array(users, dtype=np.int64)[known] * len(catalogue.slots) + slots[known]
+    age_days = np.array(ages, dtype=np.float64)[known] / _DAY_MS
+    pair, of = np.unique(pairs, return_inverse=True)
+    newest = np.full(len(pair), np.inf)
+    np.minimum.at(newest, of, age_days)
+    only_bought = np.ones(len(pair), dtype=bool)
+    only_bought[of[~np.array(bought, dtype=bool)[known]]] = False
+    owners, slots = np.divmod(pair, max(1, len(catalogue.slots)))
+    days, shares = catalogue.facts.rebuys(slots)
+    back = only_bought & (newest >= days) & (config.rebuy_weight > 0)
+    recency = np.bincount(
+        of, np.exp2(-np.maximum(age_days, 0) / config.rebuy_half_life_days), len(pair)
+    )
+    weights = (config.rebuy_weight * shares * recency).astype(np.float32)
+    out = ~back
+    narrow = slots.astype(np.int32)
+    minus = np.full(int(out.sum()), -np.inf, dtype=np.float32)
+    return (
+        Boosts(owners[out].astype(np.intp), narrow[out], minus),
+        Boosts(owners[back].astype(np.intp), narrow[back], weights[back]),
+    )
+
+
+def _vector_shares(
+    interactions: _Interactions, users: int, catalogue: Catalogue, config: RankingConfig
+) -> FloatMatrix:
+    """How much of each user's score the vector makes, shape (users,)."""
+    weights = np.abs(interactions.weights).astype(np.float64)
+    weights[~interactions.vectors.any(axis=1)] = 0
+    has_related = catalogue.facts.has_related(interactions.slots) & (config.related_weight > 0)
+    total = np.bincount(interactions.users, weights, users)
+    without = np.bincount(interactions.users, np.where(has_related, 0, weights), users)
+    share = np.divide(without, total, out=np.ones(users), where=total > 0)
+    blended: FloatMatrix = (config.vector_share + (1 - config.vector_share) * share).astype(
+        np.float32
+    )
+    return blended
+
+
+class _Evidence:
+    """What each interaction contributed to each listed product: shape (users, k, interactions)."""
+
+    def __init__(
+        self, listed: Rows, slots: int, interactions: _Interactions, vector_shares: FloatMatrix
+    ) -> None:
+        self._listed = listed
+        self._slots = slots
+        self._interactions = interactions
+        users = interactions.users
+        starts = np.searchsorted(users, np.arange(len(listed)))
+        self._number = np.arange(len(users)) - starts[users]
+        """Place of each interaction among its user's."""
+        self._starts = starts
+        width = int(self._number.max(initial=-1)) + 1
+        self._vector_shares = vector_shares
+        self._table: FloatMatrix = np.zeros((*listed.shape, width), dtype=np.float32)
+
+    def add(self, boosts: Boosts, of: Rows) -> None:
+        """Add boosts; ``of`` tells the interaction of each."""
+        users, k = self._listed.shape
+        number = self._number[of]
+        # A scratch table tells where in its user's list a slot stands, 0: nowhere. It is made for
+        # a part of the users, so that it stays small at any catalogue.
+        part = max(1, min(users, _SCRATCH_BYTES // (2 * max(1, self._slots))))
+        place = np.zeros((part, self._slots + 1), dtype=np.int16)
+        for start in range(0, users, part):
+            listed = self._listed[start : start + part]
+            rows = np.arange(len(listed))[:, None]
+            place[rows, listed] = np.arange(1, k + 1)
+            place[:, NOWHERE] = 0
+            a, b = np.searchsorted(boosts.queries, (start, start + part)).tolist()
+            at = place[boosts.queries[a:b] - start, boosts.slots[a:b]]
+            hit = np.flatnonzero(at)
+            np.add.at(
+                self._table,
+                (boosts.queries[a:b][hit], at[hit] - 1, number[a:b][hit]),
+                boosts.weights[a:b][hit],
+            )
+            place[rows, listed] = 0
+
+    def add_vectors(self, catalogue: Catalogue) -> None:
+        """Add the inner products of the interactions' vectors, as they count in the query's."""
+        if not self._table.size:
+            return
+        one = self._interactions
+        users, _, width = self._table.shape
+        vectors = np.zeros((users, width, catalogue.dimensions), dtype=np.float32)
+        vectors[one.users, self._number] = (
+            one.vectors * (one.shares * self._vector_shares[one.users])[:, None]
+        )
+        self._table += catalogue.vectors(self._listed) @ vectors.transpose(0, 2, 1)
+
+    def reasons(self, rebuys: Boosts, catalogue: Catalogue) -> list[list[str]]:
+        """Name the interaction that contributed most to each listed product, if any did.
+
+        Only what was not rejected can be a reason. What was bought before is named itself where
+        that counts more.
+        """
+        users, k, width = self._table.shape
+        one = self._interactions
+        # What is disliked speaks for nothing, also where it pushes towards its opposite.
+        against = np.flatnonzero(one.weights < 0)
+        self._table[one.users[against], :, self._number[against]] = 0
+        if width:
+            best = self._table.argmax(axis=2)
+            largest = np.take_along_axis(self._table, best[:, :, None], axis=2)[:, :, 0]
+        else:
+            best = np.zeros((users, k), dtype=np.intp)
+            largest = np.zeros((users, k), dtype=np.float32)
+        labels = self._interactions.labels
+        rows = np.where(largest > 0, best + self._starts[:, None], -1)
+        found = [[labels[at] if at >= 0 else "" for at in row] for row in rows.tolist()]
+        for user, slot, weight in zip(
+            rebuys.queries.tolist(), rebuys.slots.tolist(), rebuys.weights.tolist(), strict=True
+        ):
+            for place in np.flatnonzero(self._listed[user] == slot).tolist():
+                if weight > largest[user, place]:
+                    found[user][place] = f"{BOUGHT}:{catalogue.slots.product_id(slot)}"
+        return found
