@@ -303,8 +303,7 @@ def behaviour_vectors(
 ) -> NDArray[np.float32]:
     """Factorise the co-occurrence into one unit vector a product.
 
-    The truncated singular value decomposition of the degree-normalised, symmetric co-occurrence,
-    by randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
+    The leading eigenvectors of the degree-normalised, symmetric co-occurrence, by randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
 
     Args:
         log: The interactions.
@@ -326,9 +325,9 @@ def behaviour_vectors(
         basis, _ = np.linalg.qr(matrix @ basis)
     small = basis.T @ (matrix @ basis)
     values, rotation = np.linalg.eigh((small + small.T) / 2)
-    # The matrix is symmetric, not positive: the largest magnitudes, as singular values are.
-    order = np.argsort(-np.abs(values), kind="stable")[: min(dimensions, width)]
-    vectors = (basis @ rotation[:, order]) * np.sqrt(np.abs(values[order]))
+    # A direction of a negative value would make an inner product of what never goes together.
+    order = np.argsort(-values, kind="stable")[: min(dimensions, width)]
+    vectors = (basis @ rotation[:, order]) * np.sqrt(np.maximum(values[order], 0))
     # A vector's sign is free; fixed here, so that every machine writes the same.
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
     vectors *= np.where(largest < 0, -1.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,15 @@ DIMENSIONS = {"a": 4, "b": 6, "c": 3}
 VECTORS = {space: unit_vectors(12, length, seed=length) for space, length in DIMENSIONS.items()}
 
 
+# What products say of themselves; they name each other before they are there, and themselves.
+FACTS: list[dict[str, Any]] = [
+    {"category": "X", "related": {"p1": 0.5, "p0": 0.25, "p7": -1.0}, "rebuy_share": 0.5},
+    {},
+    {"rebuy_days": 2.5, "related": {f"p{at}": 1.0 for at in range(3, 12)}},
+    {"category": "é", "related": {}},
+]
+
+
 class Durable:
     """A catalogue and the broadcast state that its changes leave behind."""
 
@@ -31,7 +41,7 @@ class Durable:
     def put(
         self, number: int, space: str = "a", *, in_stock: bool = True, vector: int = -1
     ) -> None:
-        product = Product(f"p{number}", space, [], in_stock=in_stock)
+        product = Product(f"p{number}", space, [], in_stock=in_stock, **FACTS[number % len(FACTS)])
         chosen = VECTORS[space][vector if vector >= 0 else number]
         self._store(self.catalogue.upsert(product, chosen))
 
@@ -213,6 +223,12 @@ def test_state_holds_the_catalogue_at_every_point(
             a, b = live.product_vector(f"p{one}"), again.product_vector(f"p{one}")
             assert (a is None) == (b is None)
             assert a is None or b is None or a.tobytes() == b.tobytes()
+            facts = live.facts.product(f"p{one}")
+            assert again.facts.product(f"p{one}") == facts
+            told = FACTS[one % len(FACTS)] if a is not None or f"p{one}" in live._in_stock else {}
+            assert facts == Product(
+                f"p{one}", "", "", **{**told, "related": told.get("related") or None}
+            )
 
 
 @settings(max_examples=60)
