@@ -20,9 +20,9 @@ where n is the decayed number of uses; all divided by the median of the products
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -303,7 +303,8 @@ def behaviour_vectors(
 ) -> NDArray[np.float32]:
     """Factorise the co-occurrence into one unit vector a product.
 
-    The leading eigenvectors of the degree-normalised, symmetric co-occurrence, by randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
+    The leading eigenvectors of the degree-normalised, symmetric co-occurrence, by randomised
+    subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
 
     Args:
         log: The interactions.
@@ -336,3 +337,30 @@ def behaviour_vectors(
     padded = np.zeros((log.products, dimensions), dtype=np.float32)
     padded[:, : unit.shape[1]] = unit
     return padded
+
+
+def product_fields(
+    item: int, product_ids: Sequence[str], related: Related, bought_again: Rebuys | None
+) -> dict[str, Any]:
+    """Make the fields of a :class:`udfs.schemas.Product` from what was learned of it.
+
+    Weights have four digits, so that they are short on the wire.
+
+    Args:
+        item: Number of the product.
+        product_ids: Product id of each number.
+        related: What follows what.
+        bought_again: What is bought again; None where the log has no purchases.
+    """
+    items, weights = related.of(item)
+    named = {
+        product_ids[other]: float(f"{weight:.4g}")
+        for other, weight in zip(items.tolist(), weights.tolist(), strict=True)
+    }
+    if related.repeats[item] > 0:
+        named[product_ids[item]] = float(f"{related.repeats[item]:.4g}")
+    fields: dict[str, Any] = {"related": named or None}
+    if bought_again is not None and np.isfinite(bought_again.days[item]):
+        fields["rebuy_days"] = float(f"{bought_again.days[item]:.4g}")
+        fields["rebuy_share"] = float(f"{bought_again.shares[item]:.4g}")
+    return fields

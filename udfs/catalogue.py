@@ -131,6 +131,15 @@ class Catalogue:
             return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
         return self._index.search(queries, k, excluded, boosts)
 
+    def search_slots(
+        self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
+    ) -> tuple[NDArray[np.intp], FloatMatrix]:
+        """Find as :meth:`search` does, as arrays of slots and scores; see :class:`ExactIndex`."""
+        if self._index is None:
+            shape = len(queries), k
+            return np.full(shape, -1, dtype=np.intp), np.full(shape, -np.inf, dtype=np.float32)
+        return self._index.search_slots(queries, k, boosts)
+
     def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
         """Vectors of products in stock by slot: shape (*slots.shape, d), zeros for others."""
         if self._index is None:

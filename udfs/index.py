@@ -50,6 +50,11 @@ class SlotTable:
         """Slots of product ids, -1 for each that has none."""
         return [self._slot_of.get(product_id, -1) for product_id in product_ids]
 
+    def names(self, slots: NDArray[np.intp]) -> list[list[str]]:
+        """Product ids of slots (q, k), whatever where a slot is -1."""
+        ids = self._ids
+        return [[ids[slot] for slot in row] for row in slots.tolist()]
+
     def product_id(self, slot: int) -> str:
         """Product id of a slot."""
         return self._ids[slot]
@@ -115,6 +120,7 @@ class ExactIndex:
         self._row_of: dict[str, int] = {}
         self._slots = slots if slots is not None else SlotTable()
         self._row_of_slot: Slots = np.zeros(0, dtype=np.int32)
+        self._slot_of_row: Slots = np.zeros(0, dtype=np.int32)
 
     def __len__(self) -> int:
         """Number of products in the index."""
@@ -140,6 +146,7 @@ class ExactIndex:
                 grown = np.zeros((max(1024, row + row // 2), self.dimensions), dtype=np.float32)
                 grown[:row] = self._vectors
                 self._vectors = grown
+                self._slot_of_row = np.resize(self._slot_of_row, len(grown))
             self._ids.append(product_id)
             self._place(product_id, row)
         self._vectors[row] = vector
@@ -165,6 +172,7 @@ class ExactIndex:
             self._row_of_slot = grown
         self._row_of[product_id] = row
         self._row_of_slot[slot] = row
+        self._slot_of_row[row] = slot
 
     def search(
         self,
@@ -187,26 +195,59 @@ class ExactIndex:
         Raises:
             ValueError: A wrong shape, or k below 1.
         """
+        rows, scores = self._search(queries, k, excluded, boosts)
+        ids = self._ids
+        found: list[tuple[list[str], FloatMatrix]] = []
+        for row_list, score_row in zip(rows.tolist(), scores, strict=True):
+            if len(score_row) and score_row[-1] == -np.inf:  # fewer than k exist
+                score_row = score_row[score_row > -np.inf]
+            found.append(([ids[row] for row in row_list[: len(score_row)]], score_row))
+        return found
+
+    def search_slots(
+        self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
+    ) -> tuple[Rows, FloatMatrix]:
+        """Find as :meth:`search` does, as arrays: slots and scores, both of shape (q, k).
+
+        Where fewer than k exist, the last slots are -1 and their scores minus infinity.
+        """
+        rows, scores = self._search(queries, k, None, boosts)
+        slots = np.full((len(queries), k), -1, dtype=np.intp)
+        padded = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        width = scores.shape[1]
+        padded[:, :width] = scores
+        found = scores > -np.inf
+        slots[:, :width][found] = self._slot_of_row[rows[found]]
+        return slots, padded
+
+    def _search(
+        self,
+        queries: FloatMatrix,
+        k: int,
+        excluded: Sequence[Sequence[str]] | None,
+        boosts: Sequence[Boosts],
+    ) -> tuple[Rows, FloatMatrix]:
+        """Rows and scores, shape (q, min(k, n)), best first; minus infinity is none."""
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:
             msg = f"queries of shape {queries.shape} for {self.dimensions} dimensions"
             raise ValueError(msg)
         if k < 1:
             msg = f"k must be positive, not {k}"
             raise ValueError(msg)
-        if not self._ids:
-            return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
-        ids = self._ids
-        found: list[tuple[list[str], FloatMatrix]] = []
-        chunk = max(1, min(MAX_CHUNK, SCORE_BYTES // (4 * len(ids))))
+        width = min(k, len(self._ids))
+        rows = np.zeros((len(queries), width), dtype=np.intp)
+        scores = np.zeros((len(queries), width), dtype=np.float32)
+        if not width:
+            return rows, scores
+        chunk = max(1, min(MAX_CHUNK, SCORE_BYTES // (4 * len(self._ids))))
         for start in range(0, len(queries), chunk):
-            part = excluded[start : start + chunk] if excluded is not None else None
-            added = [self._boosted_rows(one, start, start + chunk) for one in boosts]
-            rows, scores = self._search_rows(queries[start : start + chunk], k, part, added)
-            for row_list, score_row in zip(rows.tolist(), scores, strict=True):
-                if score_row[-1] == -np.inf:  # excluded or padding: fewer than k exist
-                    score_row = score_row[score_row > -np.inf]
-                found.append(([ids[row] for row in row_list[: len(score_row)]], score_row))
-        return found
+            end = start + chunk
+            part = excluded[start:end] if excluded is not None else None
+            added = [self._boosted_rows(one, start, end) for one in boosts]
+            rows[start:end], scores[start:end] = self._search_rows(
+                queries[start:end], k, part, added
+            )
+        return rows, scores
 
     def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
         """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""

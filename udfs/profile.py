@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
@@ -37,9 +37,9 @@ _LENGTH: Final = struct.Struct("<H")
 _HASH_BYTES: Final = 8
 
 _KIND_OF: Final = {name: kind for kind, name in enumerate(EVENT_TYPES)}
-_SEARCH: Final = _KIND_OF["search"]
+SEARCH_KIND: Final = _KIND_OF["search"]
 _SCROLL: Final = _KIND_OF["scroll"]
-_PURCHASE: Final = _KIND_OF["purchase"]
+PURCHASE_KIND: Final = _KIND_OF["purchase"]
 _EXCLUDING: Final = frozenset({"purchase", "dislike", "return"})
 # The kind of an exclusion of format v1, which did not tell bought from disliked.
 _UNKNOWN: Final = 0xFF
@@ -328,8 +328,8 @@ class Profile:
         n = len(self._kinds)
         return max(struct.unpack(f"<{n}q", self._times), default=0)
 
-    def newest(self, count: int) -> list[tuple[int, int, bool, str]]:
-        """List the newest interactions: (event time ms, kind's code, waits, product id or query).
+    def newest(self, count: int) -> Iterator[tuple[int, int, bool, str]]:
+        """Give the newest interactions: (event time ms, kind's code, waits, product id or query).
 
         Newest first; of those with equal times, the last to arrive first.
         """
@@ -338,15 +338,10 @@ class Profile:
         ends = list(accumulate(struct.unpack(f"<{n}H", self._lengths), initial=0))
         order = sorted(range(n), key=times.__getitem__)[: -count - 1 : -1]
         kinds, items = self._kinds, self._items
-        return [
-            (
-                times[at],
-                kinds[at] & _KIND_MASK,
-                kinds[at] >= _WAITING,
-                items[ends[at] : ends[at + 1]].decode(),
-            )
-            for at in order
-        ]
+        for at in order:
+            kind = kinds[at]
+            item = items[ends[at] : ends[at + 1]].decode()
+            yield times[at], kind & _KIND_MASK, kind >= _WAITING, item
 
     def excluded(self) -> list[str]:
         """List the bought, returned and disliked products."""
@@ -364,7 +359,7 @@ class Profile:
         n = len(self._exclusion_kinds)
         items = _split(self._exclusion_lengths, self._exclusion_items)
         return [
-            (time, kind == _PURCHASE, item.decode())
+            (time, kind == PURCHASE_KIND, item.decode())
             for time, kind, item in zip(
                 struct.unpack(f"<{n}q", self._exclusion_times),
                 self._exclusion_kinds,
@@ -497,7 +492,7 @@ def update_profiles(
                 duplicates += 1
                 continue
             kind = _KIND_OF[event.type]
-            if kind == _SEARCH:
+            if kind == SEARCH_KIND:
                 item = (event.query or "")[:MAX_QUERY_CHARACTERS]
                 vector = query_vector(item)
                 missing = source.space is None
@@ -551,7 +546,7 @@ def _rebuild(profile: Profile, source: VectorSource, config: ProfileConfig) -> N
 
 
 def _find(source: VectorSource, kind: int, item: str) -> FloatMatrix | None:
-    return source.query_vector(item) if kind == _SEARCH else source.product_vector(item)
+    return source.query_vector(item) if kind == SEARCH_KIND else source.product_vector(item)
 
 
 def _apply_waiting(
@@ -569,7 +564,7 @@ def _apply_waiting(
         vector = _find(source, kind, item.decode())
         if vector is not None:
             found.add(owner, time_ms, weights[kind], vector)
-        elif kind != _SEARCH or source.space is None:
+        elif kind != SEARCH_KIND or source.space is None:
             continue  # a query without a vector in this space will not get one by waiting
         kinds[at] = kind
         profile.waiting -= 1
@@ -625,14 +620,55 @@ def query_vectors(profiles: Sequence[Profile], config: ProfileConfig) -> FloatMa
     Returns:
         Shape (profiles, d), rows of length 1; a row of zeros where the profile points nowhere.
     """
+    return blended(stacked_sums(profiles), config).astype(np.float32)
+
+
+def stacked_sums(profiles: Sequence[Profile]) -> NDArray[np.float64]:
+    """Stack the fast and slow sums of profiles of one space, each as at its landmark: (n, 2, d)."""
     if not profiles:
-        return np.zeros((0, 0), dtype=np.float32)
+        return np.zeros((0, 2, 0))
     # float64: the squares of a sum that has decayed for days leave the range of float32.
-    sums = np.array([profile.sums for profile in profiles], dtype=np.float64)
+    return np.array([profile.sums for profile in profiles], dtype=np.float64)
+
+
+def blended(sums: NDArray[np.float64], config: ProfileConfig) -> NDArray[np.float64]:
+    """Blend the directions of sums (n, 2, d) into unit vectors (n, d), or zeros."""
     shares = np.array([config.fast_share, 1 - config.fast_share])
-    blended = (_unit(sums) * shares[:, None]).sum(axis=1)
     # Two directions that cancel each other out leave rounding, which points anywhere.
-    return _unit(blended, LEAST_BLEND).astype(np.float32)
+    return _unit((_unit(sums) * shares[:, None]).sum(axis=1), LEAST_BLEND)
+
+
+def vector_factors(
+    profiles: Sequence[Profile],
+    owners: NDArray[np.intp],
+    times_ms: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    config: ProfileConfig,
+) -> NDArray[np.float64]:
+    """Factor of an event of weight 1 in its profile's query vector, by its time.
+
+    The query vector is linear in the vectors of the events: their decayed sums are divided by
+    their lengths, blended, and divided by the blend's length.
+
+    Args:
+        profiles: The profiles.
+        owners: Which of them each event belongs to, shape (e,).
+        times_ms: Time of each event, shape (e,).
+        sums: As :func:`stacked_sums` gives them.
+        config: The constants.
+
+    Returns:
+        Shape (e,).
+    """
+    norms = np.linalg.norm(sums, axis=2)
+    shares = np.array([config.fast_share, 1 - config.fast_share])
+    scales = np.divide(shares, norms, out=np.zeros_like(norms), where=norms > 1e-30)
+    lengths = np.linalg.norm((sums * scales[:, :, None]).sum(axis=1), axis=1)[:, None]
+    scales = np.divide(scales, lengths, out=np.zeros_like(scales), where=lengths > LEAST_BLEND)
+    landmarks = np.array([profile.landmarks_ms for profile in profiles], dtype=np.int64)
+    ages = (times_ms[:, None] - landmarks.reshape(-1, 2)[owners]) / np.array(config.half_lives_ms)
+    factors: NDArray[np.float64] = (np.exp2(np.maximum(ages, -1000)) * scales[owners]).sum(axis=1)
+    return factors
 
 
 def _unit(vectors: NDArray[np.float64], least: float = 1e-30) -> NDArray[np.float64]:

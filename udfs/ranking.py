@@ -31,7 +31,15 @@ from numpy.typing import NDArray
 from udfs.catalogue import Catalogue
 from udfs.facts import NOWHERE
 from udfs.index import Boosts
-from udfs.profile import LEAST_BLEND, Profile, ProfileConfig, decayed_sums, kind_name, query_vectors
+from udfs.profile import (
+    PURCHASE_KIND,
+    SEARCH_KIND,
+    Profile,
+    ProfileConfig,
+    blended,
+    stacked_sums,
+    vector_factors,
+)
 
 FloatMatrix = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -39,11 +47,12 @@ Rows = NDArray[np.intp]
 _DAY_MS: Final = 86_400_000
 # Interactions of the log that are read for each that is used: the others repeat one, or are light.
 _READ_AHEAD: Final = 3
-_VERB_OF: Final = {"search": "searched", "purchase": "bought"}
-_VIEWED: Final = "viewed"
 # Memory of the table that finds boosted products in the lists, bytes.
 _SCRATCH_BYTES: Final = 16 * 2**20
+VIEWED: Final = "viewed"
 BOUGHT: Final = "bought"
+SEARCHED: Final = "searched"
+_VERBS: Final = {SEARCH_KIND: SEARCHED, PURCHASE_KIND: BOUGHT}
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,10 @@ class _Interactions:
 
     users: Rows
     """Which profile, ascending, shape (e,)."""
-    labels: list[str]
-    """What the interaction is called as a reason."""
+    kinds: list[int]
+    """Code of each interaction's kind."""
+    items: list[str]
+    """Product id or query."""
     slots: Rows
     """Product's slot, -1 for a search and for a product never seen."""
     vectors: FloatMatrix
@@ -129,28 +140,28 @@ def rank(
     Returns:
         A list for each profile; None for one that points nowhere.
     """
-    interactions = _newest(profiles, catalogue, config, profile_config)
+    sums = stacked_sums(profiles)
+    interactions = _newest(profiles, catalogue, sums, config, profile_config)
     related, of_related = _related(interactions, catalogue, config)
     repeats, of_repeats = _repeats(interactions, catalogue)
     excluded, rebuys = _bought(profiles, catalogue, config)
     vector_shares = _vector_shares(interactions, len(profiles), catalogue, config)
-    queries = query_vectors(profiles, profile_config) * vector_shares[:, None]
+    queries = blended(sums, profile_config).astype(np.float32) * vector_shares[:, None]
     pointing = queries.any(axis=1)
     for boosts in (related, repeats, rebuys):
         pointing[boosts.queries] = True
-    found = catalogue.search(queries, k, boosts=(related, repeats, rebuys, excluded))
-    listed = np.full((len(profiles), k), NOWHERE, dtype=np.intp)
-    for row, (product_ids, _) in zip(listed, found, strict=True):
-        row[: len(product_ids)] = catalogue.slots.find(product_ids)
+    listed, scores = catalogue.search_slots(queries, k, boosts=(related, repeats, rebuys, excluded))
     evidence = _Evidence(listed, len(catalogue.slots), interactions, vector_shares)
     evidence.add(related, of_related)
     evidence.add(repeats, of_repeats)
     evidence.add_vectors(catalogue)
     reasons = evidence.reasons(rebuys, catalogue)
+    lengths = (listed != NOWHERE).sum(axis=1).tolist()
+    names = catalogue.slots.names(listed)
     return [
-        RankedList(product_ids, scores, why[: len(product_ids)]) if points else None
-        for (product_ids, scores), why, points in zip(
-            found, reasons, pointing.tolist(), strict=True
+        RankedList(ids[:length], row[:length], why[:length]) if points else None
+        for ids, row, why, length, points in zip(
+            names, scores, reasons, lengths, pointing.tolist(), strict=True
         )
     ]
 
@@ -158,134 +169,99 @@ def rank(
 def _newest(
     profiles: Sequence[Profile],
     catalogue: Catalogue,
+    sums: NDArray[np.float64],
     config: RankingConfig,
     profile_config: ProfileConfig,
 ) -> _Interactions:
     """Collect the newest interactions of each profile, each product or query once."""
     kind_weights = profile_config.kind_weights
-    kinds = {kind: kind_name(kind) for kind, weight in enumerate(kind_weights) if weight}
-    verbs = [_VERB_OF.get(kinds.get(kind, ""), _VIEWED) for kind in range(len(kind_weights))]
-    searches = [kinds.get(kind) == "search" for kind in range(len(kind_weights))]
-    purchases = [kinds.get(kind) == "purchase" for kind in range(len(kind_weights))]
-    users: list[int] = []
+    steps = [min(1.0, abs(weight)) for weight in kind_weights]
+    recent, limit = config.recent, _READ_AHEAD * config.recent
+    counts: list[int] = []
+    newest_ms: list[int] = []
     items: list[str] = []
-    labels: list[str] = []
-    ages: list[int] = []
+    kinds: list[int] = []
+    times: list[int] = []
     positions: list[float] = []
     weights: list[float] = []
-    is_search: list[bool] = []
-    is_purchase: list[bool] = []
     # Every event counts in the profile's vector, also where it repeats an interaction.
     event_of: list[int] = []
-    event_ages: list[int] = []
+    event_times: list[int] = []
     event_weights: list[float] = []
-    for user, profile in enumerate(profiles):
-        rows = profile.newest(_READ_AHEAD * config.recent)
-        if not rows:
-            continue
-        newest_ms, reference_ms = rows[0][0], profile.reference_ms
+    for profile in profiles:
+        first = len(items)
+        newest_ms.append(profile.newest_ms())
         position = 0.0
-        seen: dict[tuple[bool, str], int] = {}
-        for time_ms, kind, waits, item in rows:
+        seen: dict[str | tuple[str], int] = {}
+        for time_ms, kind, waits, item in profile.newest(limit):
             weight = kind_weights[kind]
-            if not weight:
-                continue
-            key = searches[kind], item
+            key = (item,) if kind == SEARCH_KIND else item
             number = seen.get(key)
             if number is None:
-                if position >= config.recent:
+                if not weight:
                     continue
+                if position >= recent:
+                    break
                 number = seen[key] = len(items)
-                users.append(user)
                 items.append(item)
-                labels.append(f"{verbs[kind]}:{item}")
-                ages.append(newest_ms - time_ms)
+                kinds.append(kind)
+                times.append(time_ms)
                 positions.append(position)
                 weights.append(weight)
-                is_search.append(searches[kind])
-                is_purchase.append(purchases[kind])
-                position += min(1.0, abs(weight))
+                position += steps[kind]
             elif weight * weights[number] > 0 and abs(weight) > abs(weights[number]):
                 # It was clicked after it was put into the cart: that still counts.
                 weights[number] = weight
-                labels[number] = f"{verbs[kind]}:{item}"
-                is_purchase[number] = is_purchase[number] or purchases[kind]
+                kinds[number] = kind
             if not waits:
                 event_of.append(number)
-                event_ages.append(reference_ms - time_ms)
+                event_times.append(time_ms)
                 event_weights.append(weight)
+        counts.append(len(items) - first)
     count = len(items)
-    found = catalogue.slots.find(items)
-    slots = np.array(found, dtype=np.intp).reshape(count)
-    slots[np.array(is_search, dtype=bool)] = NOWHERE
-    owners = np.array(users, dtype=np.intp)
+    users = np.repeat(np.arange(len(profiles)), counts)
+    of_kind = np.array(kinds, dtype=np.int64)
+    searches = of_kind == SEARCH_KIND
+    slots = np.array(catalogue.slots.find(items), dtype=np.intp).reshape(count)
+    slots[searches] = NOWHERE
     typed = np.array(weights)
-    fading = _decay(np.array(ages, dtype=np.float64), profile_config)
+    ages_ms = np.array(newest_ms)[users] - np.array(times, dtype=np.int64)
+    fading = _decay(ages_ms, profile_config)
     placed = 1.0 + np.array(positions)
     own = typed * fading * placed**-config.position_exponent
     largest = np.zeros(len(profiles))
-    np.maximum.at(largest, owners, np.abs(own))
+    np.maximum.at(largest, users, np.abs(own))
     again = np.clip(typed, 0, 1) * fading * placed**-config.repeat_exponent
-    again[np.array(is_purchase, dtype=bool)] = 0
+    again[of_kind == PURCHASE_KIND] = 0
+    vectors = catalogue.vectors(slots)
+    for at in np.flatnonzero(~vectors.any(axis=1)).tolist():
+        # A search, or a product that is out of stock.
+        item = items[at]
+        found = catalogue.query_vector(item) if searches[at] else catalogue.product_vector(item)
+        if found is not None:
+            vectors[at] = found
     events = np.array(event_of, dtype=np.intp)
-    shares = _shares(
-        profiles,
-        owners[events],
-        np.array(event_ages, dtype=np.float64),
-        np.array(event_weights),
-        profile_config,
+    shares = np.array(event_weights) * vector_factors(
+        profiles, users[events], np.array(event_times, dtype=np.int64), sums, profile_config
     )
-    zeros = np.zeros(catalogue.dimensions, dtype=np.float32)
-    vectors = [
-        catalogue.query_vector(item) if search else catalogue.product_vector(item)
-        for item, search in zip(items, is_search, strict=True)
-    ]
     return _Interactions(
-        users=owners,
-        labels=labels,
+        users=users,
+        kinds=kinds,
+        items=items,
         slots=slots,
-        vectors=np.array(
-            [zeros if vector is None else vector for vector in vectors], dtype=np.float32
-        ).reshape(count, catalogue.dimensions),
-        weights=(own / np.maximum(largest[owners], 1e-30)).astype(np.float32),
+        vectors=vectors,
+        weights=(own / np.maximum(largest[users], 1e-30)).astype(np.float32),
         repeat_weights=again.astype(np.float32),
         shares=np.bincount(events, shares, count).astype(np.float32),
     )
 
 
-def _decay(ages_ms: NDArray[np.float64], config: ProfileConfig) -> NDArray[np.float64]:
+def _decay(ages_ms: NDArray[np.int64], config: ProfileConfig) -> NDArray[np.float64]:
     """What an interaction of such an age counts, in shares of a new one: shape (e,)."""
     fast_ms, slow_ms = config.half_lives_ms
     fast, slow = np.exp2(-ages_ms / fast_ms), np.exp2(-ages_ms / slow_ms)
     blended: NDArray[np.float64] = config.fast_share * fast + (1 - config.fast_share) * slow
     return blended
-
-
-def _shares(
-    profiles: Sequence[Profile],
-    users: Rows,
-    ages_ms: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    config: ProfileConfig,
-) -> NDArray[np.float64]:
-    """Factor with which each event's vector stands in its user's query vector, shape (events,).
-
-    The query vector is linear in the events' vectors: the sums are divided by their lengths,
-    blended, and divided by the blend's length (:func:`udfs.profile.query_vectors`).
-    """
-    if not profiles or not len(users):
-        return np.zeros(len(users))
-    sums = np.array([decayed_sums(profile, config, profile.reference_ms) for profile in profiles])
-    norms = np.linalg.norm(sums, axis=2)
-    shares = np.array([config.fast_share, 1 - config.fast_share])
-    scales = np.divide(shares, norms, out=np.zeros_like(norms), where=norms > 1e-30)
-    length = np.linalg.norm((sums * scales[:, :, None]).sum(axis=1), axis=1)
-    scales = np.divide(
-        scales, length[:, None], out=np.zeros_like(scales), where=length[:, None] > LEAST_BLEND
-    )
-    decays = np.exp2(-ages_ms[:, None] / np.array(config.half_lives_ms))
-    factors: NDArray[np.float64] = weights * (decays * scales[users]).sum(axis=1)
-    return factors
 
 
 def _related(
@@ -445,9 +421,13 @@ class _Evidence:
         else:
             best = np.zeros((users, k), dtype=np.intp)
             largest = np.zeros((users, k), dtype=np.float32)
-        labels = self._interactions.labels
+        labels = [
+            f"{_VERBS.get(kind, VIEWED)}:{item}"
+            for kind, item in zip(one.kinds, one.items, strict=True)
+        ]
+        labels.append("")
         rows = np.where(largest > 0, best + self._starts[:, None], -1)
-        found = [[labels[at] if at >= 0 else "" for at in row] for row in rows.tolist()]
+        found = [[labels[at] for at in row] for row in rows.tolist()]
         for user, slot, weight in zip(
             rebuys.queries.tolist(), rebuys.slots.tolist(), rebuys.weights.tolist(), strict=True
         ):

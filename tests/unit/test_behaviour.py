@@ -15,13 +15,16 @@ from udfs import behaviour as behaviour_module
 from udfs.behaviour import (
     BehaviourConfig,
     Log,
+    Rebuys,
     behaviour_vectors,
     co_occurrence,
     make_log,
+    product_fields,
     rebuys,
     related_products,
     split_sessions,
 )
+from udfs.schemas import Product, decode_product, encode_product, encode_vector
 
 PLAIN = BehaviourConfig(
     window=3,
@@ -202,6 +205,22 @@ def test_what_nobody_buys_again_never_comes_back() -> None:
     found = bought((0, 0, 0), (1, 0, 3), (1, 2, 4))
     assert found.shares.tolist() == [0.0, 0.0, 0.0]
     assert np.isinf(found.days).all()
+
+
+def test_learned_fields_are_those_of_a_product() -> None:
+    names = [f"p{n}" for n in range(6)]
+    learned = related_products(log_of(session(0, 1, 2, 0)), BehaviourConfig())
+    again = Rebuys(np.full(6, 0.123456, np.float32), np.array([2, np.inf] * 3, np.float32))
+    for item in range(6):
+        fields = product_fields(item, names, learned, again)
+        made = Product(names[item], "s", encode_vector(np.ones(2, np.float32)), **fields)
+        product, _ = decode_product(names[item], encode_product(made))
+        expected = {names[other]: weight for other, weight in zip(*learned.of(item), strict=True)}
+        expected[names[item]] = learned.repeats[item]
+        assert (product.related or {}) == pytest.approx(expected, rel=1e-3)
+        assert product.rebuy_days == (None if item % 2 else 2.0)
+        assert product.rebuy_share == (0.0 if item % 2 else 0.1235)
+    assert product_fields(5, names, learned, None).keys() == {"related"}
 
 
 def test_vectors_put_what_goes_together_together() -> None:

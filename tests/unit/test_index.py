@@ -144,8 +144,9 @@ def test_vectors_by_slot_follow_the_moves_of_the_rows() -> None:
     slots = np.array([[index._slots.get(f"p{at}")] for at in range(5)] + [[-1], [99_999]])
     expected = [products[name] for name in ("p0", "p0", "p0", "p3", "p4")]
     expected[1] = np.zeros(DIMENSIONS, dtype=np.float32)
-    zeros = [np.zeros(DIMENSIONS)] * 2
-    np.testing.assert_array_equal(index.vectors(slots)[:, 0], [*expected, *zeros])
+    zeros = np.zeros((2, DIMENSIONS), dtype=np.float32)
+    wanted = np.concatenate([np.stack(expected), zeros])
+    np.testing.assert_array_equal(index.vectors(slots)[:, 0], wanted)
 
 
 def test_slots_are_kept_for_good() -> None:

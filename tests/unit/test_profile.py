@@ -306,11 +306,11 @@ def test_a_cut_keeps_dislikes_apart_from_purchases() -> None:
 @given(histories, st.integers(1, 50))
 def test_newest_interactions_come_newest_first(events: list[Event], count: int) -> None:
     profile = moved(events)
-    newest = profile.newest(count)
+    newest = list(profile.newest(count))
     assert [row[0] for row in newest] == sorted((one.ts for one in events), reverse=True)[:count]
     assert profile.newest_ms() == newest[0][0]
     # All of them are those of the log; of equal times, the last to arrive comes first.
-    everything = profile.newest(len(events))
+    everything = list(profile.newest(len(events)))
     assert sorted((time, kind_name(kind), item) for time, kind, _, item in everything) == sorted(
         profile.interactions()
     )

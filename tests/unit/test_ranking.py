@@ -98,7 +98,7 @@ def naive_contributions(events: Sequence[Event], config: RankingConfig) -> list[
         verb = {"search": "searched", "purchase": "bought"}.get(one.type, "viewed")
         if key not in found:
             if position >= config.recent:
-                continue
+                break
             found[key] = {"weight": weight, "position": position, "age": newest_ms - one.ts,
                           "label": f"{verb}:{item}", "bought": one.type == "purchase",
                           "events": []}  # fmt: skip
