@@ -167,6 +167,27 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         group,
+        "category-limit",
+        int,
+        ranking.category_limit,
+        "most products of one category in a list; 0: any",
+    )
+    add(
+        group,
+        "duplicate-cosine",
+        float,
+        ranking.duplicate_cosine,
+        "of products whose vectors are closer the best alone is listed; 1: all are",
+    )
+    add(
+        group,
+        "candidates",
+        int,
+        ranking.candidates,
+        "candidates for these two, in lengths of the list",
+    )
+    add(
+        group,
         "rebuy-weight",
         float,
         ranking.rebuy_weight,

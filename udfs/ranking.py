@@ -73,6 +73,13 @@ class RankingConfig:
     """Half-life of a purchase in this, days."""
     related_weight: float = 1.0
     """Weight of related products; 0: none are used."""
+    category_limit: int = 0
+    """Most products of one category in a list, while others are among the candidates; 0: any."""
+    duplicate_cosine: float = 1.0
+    """Of products whose vectors are closer than this the best alone is shown, while others are
+    among the candidates; 1: all are."""
+    candidates: int = 3
+    """Candidates that a list is chosen from where the two above are set, in lengths of the list."""
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
@@ -86,6 +93,15 @@ class RankingConfig:
             if not 0 <= getattr(self, name) <= 100:
                 msg = f"{name} must be within 0 and 100, not {getattr(self, name)}"
                 raise ValueError(msg)
+        if not 0 <= self.category_limit <= 1000:
+            msg = f"category_limit must be within 0 and 1000, not {self.category_limit}"
+            raise ValueError(msg)
+        if not 0 < self.duplicate_cosine <= 1:
+            msg = f"duplicate_cosine must be above 0 and at most 1, not {self.duplicate_cosine}"
+            raise ValueError(msg)
+        if not 1 <= self.candidates <= 100:
+            msg = f"candidates must be within 1 and 100, not {self.candidates}"
+            raise ValueError(msg)
         if not 0 < self.rebuy_half_life_days <= 36_500:
             msg = f"rebuy_half_life_days must be above 0, not {self.rebuy_half_life_days}"
             raise ValueError(msg)
@@ -150,7 +166,12 @@ def rank(
     pointing = queries.any(axis=1)
     for boosts in (related, repeats, rebuys):
         pointing[boosts.queries] = True
-    listed, scores = catalogue.search_slots(queries, k, boosts=(related, repeats, rebuys, excluded))
+    diverse = config.category_limit > 0 or config.duplicate_cosine < 1
+    listed, scores = catalogue.search_slots(
+        queries, k * config.candidates if diverse else k, (related, repeats, rebuys, excluded)
+    )
+    if diverse:
+        listed, scores = _diversified(listed, scores, k, catalogue, config)
     evidence = _Evidence(listed, len(catalogue.slots), interactions, vector_shares)
     evidence.add(related, of_related)
     evidence.add(repeats, of_repeats)
@@ -349,6 +370,37 @@ def _vector_shares(
         np.float32
     )
     return blended
+
+
+def _diversified(
+    listed: Rows, scores: FloatMatrix, k: int, catalogue: Catalogue, config: RankingConfig
+) -> tuple[Rows, FloatMatrix]:
+    """Choose k of the candidates (users, c), best first: those too many or too alike come last.
+
+    A greedy choice by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998) whose
+    penalty is all or nothing, so that it needs no loop over the places.
+    """
+    surplus = np.zeros(listed.shape, dtype=bool)
+    if config.duplicate_cosine < 1:
+        vectors = catalogue.vectors(listed)
+        closeness = vectors @ vectors.transpose(0, 2, 1)
+        better = np.tri(listed.shape[1], k=-1, dtype=bool)
+        surplus |= ((closeness > config.duplicate_cosine) & better).any(axis=2)
+    if config.category_limit:
+        categories = catalogue.facts.categories(listed).astype(np.int64)
+        # Which of its category each is among those that are left, by sorting rows and categories.
+        keys = np.arange(len(listed))[:, None] * (categories.max(initial=0) + 2) + categories + 1
+        at = np.flatnonzero(~surplus & (categories != NOWHERE))
+        order = at[np.argsort(keys.ravel()[at], kind="stable")]
+        ordered = keys.ravel()[order]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+        lengths = np.diff(np.r_[starts, len(order)])
+        place = np.arange(len(order)) - np.repeat(starts, lengths)
+        surplus.ravel()[order[place >= config.category_limit]] = True
+    surplus[listed == NOWHERE] = True
+    order = np.argsort(surplus, axis=1, kind="stable")[:, :k]
+    order.sort(axis=1)  # what fills the list up takes its place by its score
+    return np.take_along_axis(listed, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 class _Evidence:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.unit.builders import (
     DAY_MS,
@@ -306,6 +307,43 @@ def test_a_bought_product_comes_back_only_when_it_says_so(
     assert name not in one.product_ids
 
 
+@settings(max_examples=100)
+@given(
+    st.lists(histories, min_size=1, max_size=3),
+    st.integers(1, N),
+    st.integers(0, 3),
+    st.sampled_from([0.2, 0.8, 1.0]),
+    st.integers(1, 4),
+)
+def test_a_diverse_list_is_the_best_of_the_candidates_that_are_not_too_many_or_too_alike(
+    users: list[list[Event]], k: int, limit: int, cosine: float, candidates: int
+) -> None:
+    made = catalogue()
+    categories = {name: f"c{int(name[1:]) % 3}" for name in PRODUCTS} | {"p13": ""}
+    for name, vector in PRODUCTS.items():
+        made.upsert(replace(product(name), category=categories[name]), vector)
+    plain = lists(users, made, RecommendConfig(k * candidates))
+    config = RankingConfig(category_limit=limit, duplicate_cosine=cosine, candidates=candidates)
+    diverse = lists(users, made, RecommendConfig(k, PROFILE, config))
+    for before, after in zip(plain, diverse, strict=True):
+        assert len(after.product_ids) == min(k, len(before.product_ids))
+        assert (np.diff(after.scores) <= 0).all()
+        kept: list[str] = []
+        for at, name in enumerate(before.product_ids):
+            alike = any(
+                float(PRODUCTS[name] @ PRODUCTS[other]) > cosine
+                for other in before.product_ids[:at]
+            )
+            same = sum(categories[other] == categories[name] for other in kept)
+            full = bool(limit and categories[name] and same >= limit)
+            if not (cosine < 1 and alike) and not full:
+                kept.append(name)
+        rest = [name for name in before.product_ids if name not in kept]
+        assert set(after.product_ids) == set([*kept, *rest][:k])
+        by_name = dict(zip(before.product_ids, before.reasons, strict=True))
+        assert after.reasons == [by_name[name] for name in after.product_ids]
+
+
 def test_a_click_is_not_pushed_out_of_sight_by_scrolling_past() -> None:
     scrolls = [event(f"s{n}", "scroll", f"p{n % 3 + 10}", NOW_MS + n) for n in range(6)]
     config = RecommendConfig(3, PROFILE, RankingConfig(recent=3))
@@ -327,6 +365,9 @@ def test_a_click_is_not_pushed_out_of_sight_by_scrolling_past() -> None:
         {"rebuy_weight": -1.0},
         {"related_weight": float("inf")},
         {"rebuy_half_life_days": 0.0},
+        {"category_limit": -1},
+        {"duplicate_cosine": 0.0},
+        {"candidates": 0},
     ],
 )
 def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
