@@ -59,7 +59,7 @@ class BehaviourConfig:
     """Power of the whole: below 1, several weak hints outweigh a strong one."""
     neighbours: int = 50
     """Related products kept of each product."""
-    repeat_factor: float = 2.0
+    repeat_factor: float = 3.0
     """Weight of a product for those who just touched it, a unit of repeat rate; its own
     co-occurrence is added."""
     repeat_window: int = 10

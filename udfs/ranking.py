@@ -59,15 +59,15 @@ _VERBS: Final = {SEARCH_KIND: SEARCHED, PURCHASE_KIND: BOUGHT}
 class RankingConfig:
     """Constants of the ranking; every one is an option of the job."""
 
-    recent: int = 10
+    recent: int = 6
     """How far back interactions are used as queries of their own, in positions."""
     position_exponent: float = 1.25
     """How fast an interaction's related products fade with its position: (1 + n) ** -exponent."""
-    repeat_exponent: float = 0.8
+    repeat_exponent: float = 0.65
     """The same for showing again what was just touched and not bought."""
     vector_share: float = 0.1
     """Share of the profile's vector beside related products, 0 to 1."""
-    rebuy_weight: float = 1.0
+    rebuy_weight: float = 3.0
     """Weight of a purchase for buying the same again, where the product says it is; 0: never."""
     rebuy_half_life_days: float = 120.0
     """Half-life of a purchase in this, days."""
