@@ -55,7 +55,6 @@ from udfs.schemas import (
 logger = logging.getLogger(__name__)
 
 # What the list shows as the reason of an item that is near to the user's profile.
-PROFILE_REASON: Final = "profile"
 
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
@@ -63,7 +62,6 @@ _UINT32: Final = struct.Struct(">I")
 # CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
-_REASON: Final = _INT32.pack(len(PROFILE_REASON)) + PROFILE_REASON.encode()
 _FLOAT_LENGTH: Final = _INT32.pack(4)
 # Values of ``insert_recommendations``.
 _LIST_VALUES: Final = 6
@@ -378,14 +376,12 @@ class CassandraWriter:
 
 
 def item_prefix(product_id: str) -> bytes:
-    """Serialise the part of a list item before its score: CQL tuple<text, float, text>.
+    """Serialise what stands before the score of a list item, CQL tuple<text, float, text>.
 
-    A tuple element is an int32 length and its bytes; so is the item itself within the list.
+    An element is an int32 length and its bytes; so is the item itself within the list.
     """
     raw = product_id.encode()
-    return (
-        _INT32.pack(4 + len(raw) + 8 + len(_REASON)) + _INT32.pack(len(raw)) + raw + _FLOAT_LENGTH
-    )
+    return _INT32.pack(len(raw)) + raw + _FLOAT_LENGTH
 
 
 def encode_list(
@@ -400,11 +396,16 @@ def encode_list(
     """
     scores = saved.scores.astype(">f4").tobytes()
     parts = [_INT32.pack(len(saved.product_ids))]
+    # A few interactions are the reasons of a whole list.
+    reasons: dict[str, bytes] = {}
     at = 0
-    for product_id in saved.product_ids:
-        parts.append(prefix(product_id))
-        parts.append(scores[at : at + 4])
-        parts.append(_REASON)
+    for product_id, reason in zip(saved.product_ids, saved.reasons, strict=True):
+        before = prefix(product_id)
+        after = reasons.get(reason)
+        if after is None:
+            raw = reason.encode()
+            after = reasons[reason] = _INT32.pack(len(raw)) + raw
+        parts += (_INT32.pack(len(before) + 4 + len(after)), before, scores[at : at + 4], after)
         at += 4
     items = b"".join(parts)
     user, space = saved.user_id.encode(), saved.space.encode()

@@ -12,6 +12,7 @@ from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
 from udfs.profile import ProfileConfig
+from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
 from udfs.schemas import EVENT_TYPES
@@ -141,6 +142,73 @@ def parser() -> argparse.ArgumentParser:
         metavar="TYPE=NUMBER",
         help=f"weight of an event type (repeatable); defaults {dict(profile.weights)}",
     )
+    add(group, "bounce-ms", int, profile.bounce_ms, "a scroll that dwelt shorter is a bounce; ms")
+    add(group, "bounce-weight", float, profile.bounce_weight, "weight of a bounce")
+    ranking = recommender.recommend.ranking
+    add(group, "recent", int, ranking.recent, "newest interactions that are queries of their own")
+    add(
+        group,
+        "position-exponent",
+        float,
+        ranking.position_exponent,
+        "how fast an interaction's related products fade with newer ones",
+    )
+    add(
+        group,
+        "repeat-exponent",
+        float,
+        ranking.repeat_exponent,
+        "how fast what was touched and not bought itself fades",
+    )
+    add(
+        group,
+        "related-weight",
+        float,
+        ranking.related_weight,
+        "weight of related products; 0: none",
+    )
+    add(
+        group,
+        "vector-share",
+        float,
+        ranking.vector_share,
+        "share of the profile's vector beside related products, above 0 to 1",
+    )
+    add(
+        group,
+        "category-limit",
+        int,
+        ranking.category_limit,
+        "most products of one category in a list; 0: any",
+    )
+    add(
+        group,
+        "duplicate-cosine",
+        float,
+        ranking.duplicate_cosine,
+        "of products whose vectors are closer the best alone is listed; 1: all are",
+    )
+    add(
+        group,
+        "candidates",
+        int,
+        ranking.candidates,
+        "candidates for these two, in lengths of the list",
+    )
+    add(
+        group,
+        "rebuy-weight",
+        float,
+        ranking.rebuy_weight,
+        "weight of buying again what the catalogue says is bought again; 0: never shown again",
+    )
+    add(
+        group,
+        "rebuy-half-life-days",
+        float,
+        ranking.rebuy_half_life_days,
+        "half-life of a purchase for buying the same again, days",
+    )
     add(group, "profile-ttl-days", float, recommender.profile_ttl_days, "idle users leave after")
     add(
         group,
@@ -207,7 +275,11 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 backoff_max_s=given.write_backoff_max_s,
             ),
             recommender=RecommenderConfig(
-                recommend=RecommendConfig(list_length=given.list_length, profile=profile),
+                recommend=RecommendConfig(
+                    list_length=given.list_length,
+                    profile=profile,
+                    ranking=RankingConfig(**_same_names(given, RankingConfig)),
+                ),
                 **_same_names(given, RecommenderConfig, "recommend"),
             ),
             **_same_names(given, JobOptions, "kafka", "cassandra", "writer", "recommender"),

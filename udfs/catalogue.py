@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.index import ExactIndex
+from udfs.facts import ProductFacts
+from udfs.index import Boosts, ExactIndex, SlotTable
 from udfs.schemas import Product, ProductChange, ProductDetails, Reason, RejectedError
 
 FloatMatrix = NDArray[np.float32]
@@ -17,8 +18,8 @@ QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
 
-VERSION: Final = 2
-_READABLE: Final = (1, 2)
+VERSION: Final = 3
+_READABLE: Final = (1, 2, 3)
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
 
@@ -28,9 +29,10 @@ class CatalogueVersionError(ValueError):
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Broadcast state of one product, format v2: a msgpack array of these fields.
+    """Broadcast state of one product, format v3: a msgpack array of these fields.
 
-    The vectors are float32 bytes by space. Format v1 ends behind them.
+    Vectors, by space, and weights are little-endian float32. Format v1 ends behind the vectors,
+    v2 behind the price.
     """
 
     version: int
@@ -39,6 +41,10 @@ class _Entry(msgspec.Struct, array_like=True):
     title: str = ""
     category: str = ""
     price: float | None = None
+    related: list[str] = []
+    weights: bytes = b""
+    rebuy_days: float | None = None
+    rebuy_share: float = 0.0
 
 
 _entry_encoder = msgspec.msgpack.Encoder()
@@ -80,6 +86,10 @@ class Catalogue:
         self._required_dimensions = dimensions
         self._vectors: dict[str, dict[str, FloatMatrix]] = {}
         self._details: dict[str, ProductDetails] = {}
+        self.slots = SlotTable()
+        """Numbers the products for boosts and facts."""
+        self.facts = ProductFacts(self.slots)
+        """What is known of products beside their vectors."""
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -118,12 +128,31 @@ class Catalogue:
         return self._encoder(query)
 
     def search(
-        self, queries: FloatMatrix, k: int, excluded: Sequence[Sequence[str]] | None = None
+        self,
+        queries: FloatMatrix,
+        k: int,
+        excluded: Sequence[Sequence[str]] | None = None,
+        boosts: Sequence[Boosts] = (),
     ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k nearest products in stock for each query; see :class:`ExactIndex`."""
+        """Find the k best products in stock for each query; see :class:`ExactIndex`."""
         if self._index is None:
             return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
-        return self._index.search(queries, k, excluded)
+        return self._index.search(queries, k, excluded, boosts)
+
+    def search_slots(
+        self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
+    ) -> tuple[NDArray[np.intp], FloatMatrix]:
+        """Find as :meth:`search` does, as arrays of slots and scores; see :class:`ExactIndex`."""
+        if self._index is None:
+            shape = len(queries), k
+            return np.full(shape, -1, dtype=np.intp), np.full(shape, -np.inf, dtype=np.float32)
+        return self._index.search_slots(queries, k, boosts)
+
+    def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
+        """Vectors of products in stock by slot: shape (*slots.shape, d), zeros for others."""
+        if self._index is None:
+            return np.zeros((*slots.shape, self.dimensions), dtype=np.float32)
+        return self._index.vectors(slots)
 
     def upsert(
         self,
@@ -165,6 +194,7 @@ class Catalogue:
             changed_us,
             changes,
         )
+        self.facts.put(product)
         if self._should_switch(space):
             return list(self._switch(space, changed_us, changes))
         self._refresh(product_id)
@@ -181,6 +211,7 @@ class Catalogue:
         if product_id not in self._details:
             return []
         self._set_details(product_id, None, changed_us, changes)
+        self.facts.remove(product_id)
         for space, vectors in list(self._vectors.items()):
             vectors.pop(product_id, None)
             if not vectors and space != self._active:
@@ -217,6 +248,7 @@ class Catalogue:
             self._details[product_id] = ProductDetails(
                 product_id, entry.title, entry.category, entry.price, entry.in_stock
             )
+            self.facts.put(_product_of(product_id, entry))
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
                 self._vectors.setdefault(space, {})[product_id] = vector
@@ -258,6 +290,7 @@ class Catalogue:
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():
             # It has no vector in the space that is searched now.
+            self.facts.remove(product_id)
             self._set_details(product_id, None, changed_us, changes)
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
@@ -271,7 +304,7 @@ class Catalogue:
             return
         if self._index is None or self._index.dimensions != len(vector):
             # The first product of a space, or of one that was emptied and came back otherwise.
-            self._index = ExactIndex(len(vector))
+            self._index = ExactIndex(len(vector), self.slots)
         if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
         else:
@@ -284,5 +317,41 @@ class Catalogue:
             if product_id in vectors
         }
         known = self._details[product_id]
-        entry = _Entry(VERSION, known.in_stock, vectors, known.title, known.category, known.price)
+        facts = self.facts.product(product_id)
+        related = facts.related or {}
+        entry = _Entry(
+            VERSION,
+            known.in_stock,
+            vectors,
+            known.title,
+            known.category,
+            known.price,
+            list(related),
+            np.array(list(related.values()), dtype="<f4").tobytes(),
+            facts.rebuy_days,
+            facts.rebuy_share,
+        )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _product_of(product_id: str, entry: _Entry) -> Product:
+    """Read what an entry says of a product beside its vectors.
+
+    Raises:
+        CatalogueVersionError: The related products and their weights are not as many.
+    """
+    weights = np.frombuffer(entry.weights, dtype="<f4") if len(entry.weights) % 4 == 0 else ()
+    if len(weights) != len(entry.related):
+        msg = f"catalogue entry of {product_id!r}: {len(entry.related)} related products"
+        raise CatalogueVersionError(msg)
+    return Product(
+        product_id,
+        "",
+        "",
+        category=entry.category,
+        related={
+            other: float(weight) for other, weight in zip(entry.related, weights, strict=True)
+        },
+        rebuy_days=entry.rebuy_days,
+        rebuy_share=entry.rebuy_share,
+    )

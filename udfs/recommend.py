@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from udfs.catalogue import Catalogue
-from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
+from udfs.profile import Profile, ProfileConfig, update_profiles
+from udfs.ranking import RankingConfig, rank
 from udfs.schemas import PendingEvent, SaveBatch, SavedList
 
 # Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
@@ -43,6 +42,8 @@ class RecommendConfig:
     """Recommendations a user."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Constants of the profile."""
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    """Constants of the ranking."""
 
     def __post_init__(self) -> None:
         """Refuse a list without a place."""
@@ -97,25 +98,22 @@ def _look_up(
     space = catalogue.space
     if space is None:
         return []
-    queries = query_vectors(profiles, config.profile)
-    pointing = np.flatnonzero(queries.any(axis=1)).tolist()
-    if not pointing:
-        return []
-    excluded = [profiles[at].excluded() for at in pointing]
-    found = catalogue.search(queries[pointing], config.list_length, excluded)
+    ranked = rank(profiles, catalogue, config.list_length, config.ranking, config.profile)
     lists = []
-    for at, known, (product_ids, scores) in zip(pointing, excluded, found, strict=True):
-        profile = profiles[at]
+    for user, profile, found in zip(users, profiles, ranked, strict=True):
+        if found is None:
+            continue
         profile.generation_us = max(now_us, profile.generation_us + 1)
         lists.append(
             SavedList(
-                users[at].user_id,
-                product_ids,
-                scores,
+                user.user_id,
+                found.product_ids,
+                found.scores,
                 space,
                 profile.reference_ms,
                 profile.generation_us,
-                known[: -1 - SAVED_EXCLUSIONS : -1],
+                found.reasons,
+                profile.excluded()[: -1 - SAVED_EXCLUSIONS : -1],
             )
         )
     return lists

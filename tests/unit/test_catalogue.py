@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +21,15 @@ DIMENSIONS = {"a": 4, "b": 6, "c": 3}
 VECTORS = {space: unit_vectors(12, length, seed=length) for space, length in DIMENSIONS.items()}
 
 
+# What products say of themselves; they name each other before they are there, and themselves.
+FACTS: list[dict[str, Any]] = [
+    {"category": "X", "related": {"p1": 0.5, "p0": 0.25, "p7": -1.0}, "rebuy_share": 0.5},
+    {},
+    {"rebuy_days": 2.5, "related": {f"p{at}": 1.0 for at in range(3, 12)}},
+    {"category": "é", "related": {}},
+]
+
+
 class Durable:
     """A catalogue and the broadcast state that its changes leave behind."""
 
@@ -31,7 +41,7 @@ class Durable:
     def put(
         self, number: int, space: str = "a", *, in_stock: bool = True, vector: int = -1
     ) -> None:
-        product = Product(f"p{number}", space, [], in_stock=in_stock)
+        product = Product(f"p{number}", space, [], in_stock=in_stock, **FACTS[number % len(FACTS)])
         chosen = VECTORS[space][vector if vector >= 0 else number]
         self._store(self.catalogue.upsert(product, chosen))
 
@@ -213,6 +223,12 @@ def test_state_holds_the_catalogue_at_every_point(
             a, b = live.product_vector(f"p{one}"), again.product_vector(f"p{one}")
             assert (a is None) == (b is None)
             assert a is None or b is None or a.tobytes() == b.tobytes()
+            facts = live.facts.product(f"p{one}")
+            assert again.facts.product(f"p{one}") == facts
+            told = FACTS[one % len(FACTS)] if live.detail(f"p{one}") is not None else {}
+            assert facts == Product(
+                f"p{one}", "", "", **{**told, "related": told.get("related") or None}
+            )
 
 
 @settings(max_examples=60)
@@ -279,9 +295,9 @@ def test_entry_of_another_version_is_refused() -> None:
     durable = Durable()
     durable.put(1)
     entry = bytearray(durable.state["pp1"])
-    assert entry[1] == 2  # msgpack: the array's head, then the version
-    entry[1] = 3
-    with pytest.raises(CatalogueVersionError, match="3"):
+    assert entry[1] == 3  # msgpack: the array's head, then the version
+    entry[1] = 4
+    with pytest.raises(CatalogueVersionError, match="4"):
         Catalogue().load([("a", b"a"), ("pp1", bytes(entry))])
 
 
@@ -294,7 +310,7 @@ def test_entry_cut_anywhere_is_refused() -> None:
             Catalogue().load([("pp1", entry[:length])])
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_golden_entries_are_read(version: int) -> None:
     expected = json.loads((GOLDEN / f"catalogue_v{version}.json").read_text())
     lines = (GOLDEN / f"catalogue_v{version}.bin").read_text().splitlines()
@@ -310,8 +326,15 @@ def test_golden_entries_are_read(version: int) -> None:
     for product_id, title in expected.get("titles", {}).items():
         detail = catalogue.detail(product_id)
         assert detail is not None
-        assert (detail.title, detail.category, detail.price) == (title, "USB", expected["price"])
+        assert (detail.title, detail.category, detail.price) == (
+            title,
+            expected.get("category", "USB"),
+            expected["price"],
+        )
     assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
+    for product_id, facts in expected.get("facts", {}).items():
+        held_facts = catalogue.facts.product(product_id)
+        assert {name: getattr(held_facts, name) for name in facts} == facts
     # The staged vector of p1 counts: with p2 in the new space too, that becomes the active one.
     catalogue.upsert(Product("p2 é", "text2-v2", []), unit_vectors(1, 2)[0])
     assert catalogue.space == "text2-v2"

@@ -10,6 +10,7 @@ import pytest
 from job.options import JobOptions, OptionError, parse, parser
 
 P = "recommender.recommend.profile."
+R = "recommender.recommend.ranking."
 CASES = [
     ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ("kafka-group", "g", "kafka.group_id", "g"),
@@ -36,6 +37,18 @@ CASES = [
     ("fast-share", "0.25", P + "fast_share", 0.25),
     ("interactions", "10", P + "interactions", 10),
     ("exclusions", "11", P + "exclusions", 11),
+    ("bounce-ms", "5", P + "bounce_ms", 5),
+    ("bounce-weight", "-0.5", P + "bounce_weight", -0.5),
+    ("recent", "4", R + "recent", 4),
+    ("position-exponent", "0.5", R + "position_exponent", 0.5),
+    ("repeat-exponent", "0.25", R + "repeat_exponent", 0.25),
+    ("related-weight", "0", R + "related_weight", 0.0),
+    ("vector-share", "0.5", R + "vector_share", 0.5),
+    ("category-limit", "4", R + "category_limit", 4),
+    ("duplicate-cosine", "0.9", R + "duplicate_cosine", 0.9),
+    ("candidates", "7", R + "candidates", 7),
+    ("rebuy-weight", "0", R + "rebuy_weight", 0.0),
+    ("rebuy-half-life-days", "9", R + "rebuy_half_life_days", 9.0),
     ("profile-ttl-days", "0.5", "recommender.profile_ttl_days", 0.5),
     ("waiting-retry-max-ms", "9", "recommender.waiting_retry_max_ms", 9),
     ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),

@@ -57,21 +57,25 @@ def utc(milliseconds: int) -> dt.datetime:
 
 @given(
     texts,
-    st.lists(st.tuples(texts, st.floats(-1, 1, width=32)), max_size=30),
+    st.lists(st.tuples(texts, st.floats(-1, 1, width=32), texts), max_size=30),
     texts,
     st.integers(0, MAX_TIMESTAMP_MS),
     st.integers(0, MAX_TIMESTAMP_MS),
 )
 def test_list_is_serialised_as_the_driver_does(
-    user: str, items: list[tuple[str, float]], space: str, event_ms: int, generated_us: int
+    user: str, items: list[tuple[str, float, str]], space: str, event_ms: int, generated_us: int
 ) -> None:
-    ids = [product_id for product_id, _ in items]
-    scores = np.array([score for _, score in items], dtype=np.float32)
     saved = saved_list(
-        user, ids, scores=scores, space=space, event_ms=event_ms, generated_us=generated_us
+        user,
+        [product_id for product_id, _, _ in items],
+        scores=np.array([score for _, score, _ in items], dtype=np.float32),
+        reasons=[reason for _, _, reason in items],
+        space=space,
+        event_ms=event_ms,
+        generated_us=generated_us,
     )
     values, size = encode_list(saved)
-    rows = [(product_id, float(score), "profile") for product_id, score in items]
+    rows = [(product_id, float(score), reason) for product_id, score, reason in items]
     assert values == [
         TEXT.serialize(user, PROTOCOL),
         ITEMS.serialize(rows, PROTOCOL),
