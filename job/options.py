@@ -169,6 +169,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         group,
+        "lexical-weight",
+        float,
+        ranking.lexical_weight,
+        "weight of a search's words found in titles and categories; 0: its vector alone counts",
+    )
+    add(
+        group,
+        "search-matches",
+        int,
+        ranking.search_matches,
+        "products that a search's words speak for",
+    )
+    add(
+        group,
         "vector-share",
         float,
         ranking.vector_share,

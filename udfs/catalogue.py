@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 
 from udfs.facts import ProductFacts
 from udfs.index import Boosts, ExactIndex, SlotTable
+from udfs.lexical import LexicalIndex
 from udfs.schemas import Product, ProductChange, ProductDetails, Reason, RejectedError
 
 FloatMatrix = NDArray[np.float32]
+Slots = NDArray[np.int32]
 QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
+
+# Searches whose matches are kept as slots.
+_REMEMBERED_MATCHES: Final = 1000
 
 VERSION: Final = 3
 _READABLE: Final = (1, 2, 3)
@@ -49,6 +54,14 @@ class _Entry(msgspec.Struct, array_like=True):
 
 _entry_encoder = msgspec.msgpack.Encoder()
 _entry_decoder = msgspec.msgpack.Decoder(_Entry)
+
+
+class _Matches(NamedTuple):
+    """A remembered search: the answer of the lexical index, and the same as arrays."""
+
+    found: list[tuple[str, float]]
+    slots: Slots
+    scores: FloatMatrix
 
 
 class Catalogue:
@@ -90,6 +103,8 @@ class Catalogue:
         """Numbers the products for boosts and facts."""
         self.facts = ProductFacts(self.slots)
         """What is known of products beside their vectors."""
+        self._lexical = LexicalIndex(remembered=_REMEMBERED_MATCHES)
+        self._matches: dict[tuple[str, int], _Matches] = {}
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -126,6 +141,24 @@ class Catalogue:
         if self._encoder is None or self.space is None or self.space != self._encoder_space:
             return None
         return self._encoder(query)
+
+    def matches(self, query: str, limit: int) -> tuple[Slots, FloatMatrix]:
+        """Find the products in stock that hold a search's words; see :class:`LexicalIndex`.
+
+        Returns:
+            Their slots and scores, both of shape (at most ``limit``,), best first.
+        """
+        found = self._lexical.matches(query, limit)
+        known = self._matches.get((query, limit))
+        if known is None or known.found is not found:
+            if len(self._matches) >= _REMEMBERED_MATCHES:
+                self._matches.clear()
+            known = self._matches[query, limit] = _Matches(
+                found,
+                np.array(self.slots.find(name for name, _ in found), dtype=np.int32),
+                np.array([score for _, score in found], dtype=np.float32),
+            )
+        return known.slots, known.scores
 
     def search(
         self,
@@ -216,6 +249,7 @@ class Catalogue:
             vectors.pop(product_id, None)
             if not vectors and space != self._active:
                 del self._vectors[space]
+        self._lexical.remove(product_id)
         if self._index is not None:
             self._index.remove(product_id)
         # Fewer products in the active space can be what a staged space was waiting for.
@@ -291,6 +325,7 @@ class Catalogue:
         for product_id in stale - self._vectors[space].keys():
             # It has no vector in the space that is searched now.
             self.facts.remove(product_id)
+            self._lexical.remove(product_id)
             self._set_details(product_id, None, changed_us, changes)
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
@@ -307,8 +342,11 @@ class Catalogue:
             self._index = ExactIndex(len(vector), self.slots)
         if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
+            known = self._details[product_id]
+            self._lexical.upsert(product_id, known.title, known.category)
         else:
             self._index.remove(product_id)
+            self._lexical.remove(product_id)
 
     def _changed(self, product_id: str) -> StateChange:
         vectors = {

@@ -658,7 +658,7 @@ def vector_factors(
         config: The constants.
 
     Returns:
-        Shape (e,).
+        Shape (e,); without a meaning for an event that has no vector.
     """
     norms = np.linalg.norm(sums, axis=2)
     shares = np.array([config.fast_share, 1 - config.fast_share])
@@ -667,7 +667,9 @@ def vector_factors(
     scales = np.divide(scales, lengths, out=np.zeros_like(scales), where=lengths > LEAST_BLEND)
     landmarks = np.array([profile.landmarks_ms for profile in profiles], dtype=np.int64)
     ages = (times_ms[:, None] - landmarks.reshape(-1, 2)[owners]) / np.array(config.half_lives_ms)
-    factors: NDArray[np.float64] = (np.exp2(np.maximum(ages, -1000)) * scales[owners]).sum(axis=1)
+    factors: NDArray[np.float64] = (np.exp2(np.clip(ages, -1000, 1000)) * scales[owners]).sum(
+        axis=1
+    )
     return factors
 
 

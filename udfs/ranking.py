@@ -4,6 +4,7 @@ The score of product p for user u, whose newest interactions i = 0, 1, … (each
 once, newest first) stand at positions n_i, is
 
     score(u, p) = sum_i a_i (1 + n_i) ** -e · related(i, p)
+                + sum_{i is a search} a_i (1 + n_i) ** -e · m · match(i, p)
                 + sum_{i = p} min(1, a_i) (1 + n_i) ** -e' · repeat(p)
                 + rebuy · share(p) · sum over purchases j of p  2 ** (-age_j / h)
                 + v_u · (q_u · v_p)
@@ -12,7 +13,9 @@ with a_i the weight of the interaction's type times its decay with age (the same
 the profile's vector q_u), scaled so that the largest a_i (1 + n_i) ** -e is 1. v_u is the vector's
 share: 1 for who has touched nothing with related products, ``vector_share`` for who has touched
 nothing else. A position counts the newer interactions, each by its weight and at most 1, so that
-scrolling past does not push a click out of sight.
+scrolling past does not push a click out of sight. match(i, p) is the lexical score of a search
+(`udfs.lexical`), for its best matches alone; after nothing but one search the score is so the
+blend that `make bench-search` measures, cosine + m · match.
 
 Weighting the co-occurrence of single interactions by recency is what sequential rules do (Ludewig
 and Jannach, "Evaluation of Session-based Recommendation Algorithms", UMUAI 2018); the positions'
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 from udfs.catalogue import Catalogue
 from udfs.facts import NOWHERE
 from udfs.index import Boosts
+from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, MAX_CANDIDATES
 from udfs.profile import (
     PURCHASE_KIND,
     SEARCH_KIND,
@@ -77,6 +81,10 @@ class RankingConfig:
     """Half-life of a purchase in this, days."""
     related_weight: float = 1.0
     """Weight of related products; 0: none are used."""
+    lexical_weight: float = BLEND_WEIGHT
+    """Weight of a search's words found in titles and categories, beside its vector; 0: none."""
+    search_matches: int = BLEND_MATCHES
+    """How many products a search's words speak for, the best."""
     category_limit: int = 0
     """Most products of one category in a list, while others are among the candidates; 0: any."""
     duplicate_cosine: float = 1.0
@@ -93,10 +101,14 @@ class RankingConfig:
         if not 0 < self.vector_share <= 1:
             msg = f"vector_share must be above 0 and at most 1, not {self.vector_share}"
             raise ValueError(msg)
-        for name in ("position_exponent", "repeat_exponent", "rebuy_weight", "related_weight"):
+        for name in ("position_exponent", "repeat_exponent", "rebuy_weight", "related_weight",
+                     "lexical_weight"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 100:
                 msg = f"{name} must be within 0 and 100, not {getattr(self, name)}"
                 raise ValueError(msg)
+        if not 1 <= self.search_matches <= MAX_CANDIDATES:
+            msg = f"search_matches must be within 1 and {MAX_CANDIDATES}, not {self.search_matches}"
+            raise ValueError(msg)
         if not 0 <= self.category_limit <= 1000:
             msg = f"category_limit must be within 0 and 1000, not {self.category_limit}"
             raise ValueError(msg)
@@ -163,21 +175,25 @@ def rank(
     sums = stacked_sums(profiles)
     interactions = _newest(profiles, catalogue, sums, config, profile_config)
     related, of_related = _related(interactions, catalogue, config)
+    matched, of_matched = _matched(interactions, catalogue, config)
     repeats, of_repeats = _repeats(interactions, catalogue)
     excluded, rebuys = _bought(profiles, catalogue, config)
     vector_shares = _vector_shares(interactions, len(profiles), catalogue, config)
     queries = blended(sums, profile_config).astype(np.float32) * vector_shares[:, None]
     pointing = queries.any(axis=1)
-    for boosts in (related, repeats, rebuys):
+    for boosts in (related, matched, repeats, rebuys):
         pointing[boosts.queries] = True
     diverse = config.category_limit > 0 or config.duplicate_cosine < 1
     listed, scores = catalogue.search_slots(
-        queries, k * config.candidates if diverse else k, (related, repeats, rebuys, excluded)
+        queries,
+        k * config.candidates if diverse else k,
+        (related, matched, repeats, rebuys, excluded),
     )
     if diverse:
         listed, scores = _diversified(listed, scores, k, catalogue, config)
     evidence = _Evidence(listed, len(catalogue.slots), interactions, vector_shares)
     evidence.add(related, of_related)
+    evidence.add(matched, of_matched)
     evidence.add(repeats, of_repeats)
     evidence.add_vectors(catalogue)
     reasons = evidence.reasons(rebuys, catalogue)
@@ -269,6 +285,9 @@ def _newest(
     shares = np.array(event_weights) * vector_factors(
         profiles, users[events], np.array(event_times, dtype=np.int64), sums, profile_config
     )
+    shares_of = np.bincount(events, shares, count)
+    # Beyond its sums' landmarks an event without a vector would count without limit.
+    shares_of[~vectors.any(axis=1)] = 0
     return _Interactions(
         users=users,
         kinds=kinds,
@@ -277,7 +296,7 @@ def _newest(
         vectors=vectors,
         weights=(own / np.maximum(largest[users], 1e-30)).astype(np.float32),
         repeat_weights=again.astype(np.float32),
-        shares=np.bincount(events, shares, count).astype(np.float32),
+        shares=shares_of.astype(np.float32),
     )
 
 
@@ -300,6 +319,25 @@ def _related(
         Boosts(interactions.users[of], slots[of, column], weights[of, column] * own[of]),
         of,
     )
+
+
+def _matched(
+    interactions: _Interactions, catalogue: Catalogue, config: RankingConfig
+) -> tuple[Boosts, Rows]:
+    """Boost the products that hold the words of each search; also, of which each boost is."""
+    own = np.float32(config.lexical_weight) * interactions.weights
+    queries: list[NDArray[np.intp]] = []
+    slots = [np.zeros(0, dtype=np.int32)]
+    weights = [np.zeros(0, dtype=np.float32)]
+    for at, kind in enumerate(interactions.kinds):
+        if kind == SEARCH_KIND and own[at]:
+            found, scores = catalogue.matches(interactions.items[at], config.search_matches)
+            queries.append(np.full(len(found), at, dtype=np.intp))
+            slots.append(found)
+            weights.append(scores * own[at])
+    of = np.concatenate(queries) if queries else np.zeros(0, dtype=np.intp)
+    users = interactions.users[of]
+    return Boosts(users, np.concatenate(slots), np.concatenate(weights)), of
 
 
 def _repeats(interactions: _Interactions, catalogue: Catalogue) -> tuple[Boosts, Rows]:

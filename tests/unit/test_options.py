@@ -43,6 +43,8 @@ CASES = [
     ("position-exponent", "0.5", R + "position_exponent", 0.5),
     ("repeat-exponent", "0.25", R + "repeat_exponent", 0.25),
     ("related-weight", "0", R + "related_weight", 0.0),
+    ("lexical-weight", "0", R + "lexical_weight", 0.0),
+    ("search-matches", "7", R + "search_matches", 7),
     ("vector-share", "0.5", R + "vector_share", 0.5),
     ("category-limit", "4", R + "category_limit", 4),
     ("duplicate-cosine", "0.9", R + "duplicate_cosine", 0.9),

@@ -24,6 +24,7 @@ from tests.unit.builders import (
 )
 from udfs import ranking as ranking_module
 from udfs.catalogue import Catalogue
+from udfs.lexical import LexicalIndex
 from udfs.profile import ProfileConfig
 from udfs.ranking import BY_PROFILE, RankingConfig
 from udfs.recommend import RecommendConfig, Touched, recommend
@@ -44,13 +45,16 @@ RELATED = {
     "p4": {"p4": 0.3},
     "p6": {"p7": -0.5, "p8": 0.9, "p0": 0.1},
 }
+TITLES = {"p2": "q0", "p5": "big q0", "p11": "blue lamp q0 with a shade"}
+OUT = ("p2", "p9")
 REBUYS = {"p0": (2.0, 0.5), "p3": (0.0, 0.9), "p6": (30.0, 0.2)}
 
 
 def product(name: str, *, in_stock: bool = True) -> Product:
     days, share = REBUYS.get(name, (None, 0.0))
     related = RELATED.get(name)
-    return Product(name, "s", "", in_stock=in_stock, related=related, rebuy_days=days,
+    title = TITLES.get(name, "thing")
+    return Product(name, "s", "", title, in_stock=in_stock, related=related, rebuy_days=days,
                    rebuy_share=share)  # fmt: skip
 
 
@@ -129,6 +133,9 @@ def naive_contributions(events: Sequence[Event], config: RankingConfig) -> list[
     scales = [b / n if n > 1e-30 else 0.0 for b, n in zip(blend, norms, strict=True)]
     blended = sum(s * row for s, row in zip(scales, sums, strict=True))
     length = float(np.linalg.norm(blended))
+    lexical = LexicalIndex()
+    for name in PRODUCTS.keys() - set(OUT):
+        lexical.upsert(name, TITLES.get(name, "thing"), "")
     contributions = []
     rest = {name: vector_share * float(query @ v) for name, v in PRODUCTS.items()}
     for (search, item), row in found.items():
@@ -141,6 +148,9 @@ def naive_contributions(events: Sequence[Event], config: RankingConfig) -> list[
                     amounts[item] += clipped * decay(row["age"]) * fade * weight
                 elif other != item and other in amounts:
                     amounts[other] += row["own"] / largest * weight
+        else:
+            for name, score in lexical.matches(item, config.search_matches):
+                amounts[name] += row["own"] / largest * config.lexical_weight * score
         vector = vector_of.get((search, item))
         if vector is not None and length > 1e-30:
             factor = sum(
@@ -219,6 +229,8 @@ configs = st.builds(
     repeat_exponent=st.sampled_from([0.0, 0.8]),
     vector_share=st.sampled_from([0.05, 1.0]),
     rebuy_weight=st.sampled_from([0.0, 1.0]),
+    lexical_weight=st.sampled_from([0.0, 1.5]),
+    search_matches=st.integers(1, 4),
 )
 
 
@@ -227,8 +239,7 @@ configs = st.builds(
 def test_lists_and_reasons_equal_a_plain_recomputation(
     users: list[list[Event]], config: RankingConfig, k: int
 ) -> None:
-    out = ("p2", "p9")
-    found = lists(users, catalogue(out), RecommendConfig(k, PROFILE, config))
+    found = lists(users, catalogue(OUT), RecommendConfig(k, PROFILE, config))
     by_user = {int(one.user_id[1:]): one for one in found}
     for at, events in enumerate(users):
         contributions = naive_contributions(events, config)
@@ -241,7 +252,7 @@ def test_lists_and_reasons_equal_a_plain_recomputation(
             assert max(map(abs, scores.values())) < 1e-6
             continue
         one = by_user[at]
-        shown = PRODUCTS.keys() - set(out) - naive_excluded(events, config)
+        shown = PRODUCTS.keys() - set(OUT) - naive_excluded(events, config)
         assert set(one.product_ids) <= shown
         assert len(one.product_ids) == len(set(one.product_ids)) == min(k, len(shown))
         expected = sorted((scores[name] for name in shown), reverse=True)[:k]
@@ -344,6 +355,33 @@ def test_a_diverse_list_is_the_best_of_the_candidates_that_are_not_too_many_or_t
         assert after.reasons == [by_name[name] for name in after.product_ids]
 
 
+def test_a_search_finds_what_holds_its_words_also_where_nothing_embeds_it() -> None:
+    made = Catalogue()
+    for name, vector in PRODUCTS.items():
+        made.upsert(product(name), vector)
+    search = event(kind="search", product_id=None, query="Q0 " + "é" * 5000)
+    long_ago = event("a", product_id="p0", ts=NOW_MS - 5000 * DAY_MS)
+    for before in ([], [long_ago]):
+        (one,) = lists([[*before, search]], made, RecommendConfig(5))
+        assert np.isfinite(one.scores).all()
+    (one,) = lists([[search]], made, RecommendConfig(4))
+    assert set(one.product_ids[:3]) == TITLES.keys()
+    assert one.reasons[:3] == ["searched:Q0 " + "é" * 61] * 3
+    assert one.reasons[3] == BY_PROFILE
+
+
+def test_a_product_out_of_stock_is_found_by_no_search() -> None:
+    made = catalogue(OUT)
+
+    def found() -> set[str]:
+        return {made.slots.product_id(slot) for slot in made.matches("q0", 10)[0].tolist()}
+
+    assert found() == {"p5", "p11"}
+    made.upsert(product("p2"), PRODUCTS["p2"])
+    made.delete("p5")
+    assert found() == {"p2", "p11"}
+
+
 def test_a_click_is_not_pushed_out_of_sight_by_scrolling_past() -> None:
     scrolls = [event(f"s{n}", "scroll", f"p{n % 3 + 10}", NOW_MS + n) for n in range(6)]
     config = RecommendConfig(3, PROFILE, RankingConfig(recent=3))
@@ -365,6 +403,8 @@ def test_a_click_is_not_pushed_out_of_sight_by_scrolling_past() -> None:
         {"rebuy_weight": -1.0},
         {"related_weight": float("inf")},
         {"rebuy_half_life_days": 0.0},
+        {"lexical_weight": -1.0},
+        {"search_matches": 0},
         {"category_limit": -1},
         {"duplicate_cosine": 0.0},
         {"candidates": 0},
