@@ -7,7 +7,14 @@ import socket
 import numpy as np
 import pytest
 
-from udfs.query_encoder import DIMENSIONS, MAX_CHARACTERS, encode_query, encode_texts
+from udfs.query_encoder import (
+    CATEGORY_WEIGHT,
+    DIMENSIONS,
+    MAX_CHARACTERS,
+    encode_products,
+    encode_query,
+    encode_texts,
+)
 
 
 def test_query_has_a_unit_vector_of_64() -> None:
@@ -36,7 +43,9 @@ def test_empty_text_has_no_vector() -> None:
     assert encode_texts([]).shape == (0, DIMENSIONS)
 
 
-@pytest.mark.parametrize("text", ["\x00", "   ", "漢字", "😀", "\ufffd", "a" * 10_000])
+@pytest.mark.parametrize(
+    "text", ["\x00", "   ", "漢字", "😀", "\ufffd", chr(0xD800), "ﷺ" * 512, "a" * 10_000]
+)
 def test_any_text_gives_a_unit_vector_or_none(text: str) -> None:
     vector = encode_query(text)
     assert vector is None or np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
@@ -45,6 +54,29 @@ def test_any_text_gives_a_unit_vector_or_none(text: str) -> None:
 def test_text_is_cut_at_its_limit() -> None:
     text = "mouse " * 200
     np.testing.assert_array_equal(encode_texts([text]), encode_texts([text[:MAX_CHARACTERS]]))
+
+
+@pytest.mark.parametrize("text", ["USB Hub", "USB HUB", "ｕｓｂ ｈｕｂ"])
+def test_case_and_width_do_not_matter(text: str) -> None:
+    np.testing.assert_array_equal(encode_texts([text]), encode_texts(["usb hub"]))
+
+
+def test_a_product_is_its_title_and_a_share_of_its_category() -> None:
+    titles = ["ASUS 27 inch", "Phone case with stand", "Phone case", "Nothing"]
+    categories = ["MONITOR", "PHONE_CASE", "PHONE_CASE", ""]
+    made = encode_products(titles, categories)
+    for row, (title, category) in enumerate(zip(titles, categories, strict=True)):
+        name = encode_texts([category.replace("_", " ")])[0]
+        expected = encode_texts([title])[0] + CATEGORY_WEIGHT * name
+        np.testing.assert_allclose(made[row], expected / np.linalg.norm(expected), atol=1e-6)
+    np.testing.assert_allclose(made[3], encode_texts(["nothing"])[0], atol=1e-6)
+
+
+def test_products_need_a_category_each() -> None:
+    assert encode_products([], []).shape == (0, DIMENSIONS)
+    assert not encode_products([""], [""]).any()
+    with pytest.raises(ValueError, match="2 titles and 1 categories"):
+        encode_products(["a", "b"], ["c"])
 
 
 def test_shared_vector_cannot_be_written_to() -> None:
