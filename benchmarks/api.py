@@ -150,6 +150,7 @@ def save_lists(options: CassandraOptions, users: int, products: int) -> None:
                     now * 1000,
                     [f"viewed:{ids[row[0]]}"] * len(set(row)),
                     [],
+                    "",
                 )
                 for at, row in enumerate(chosen.tolist())
             ]

@@ -64,7 +64,7 @@ _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
 _FLOAT_LENGTH: Final = _INT32.pack(4)
 # Values of ``insert_recommendations``.
-_LIST_VALUES: Final = 6
+_LIST_VALUES: Final = 7
 # Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
 _PREFIX_CACHE: Final = 500_000
 
@@ -214,7 +214,7 @@ class CassandraWriter:
                 values[0],
             )
         for pending in batch.events:
-            values, size = encode_event(pending.event)
+            values, size = encode_event(pending.event, batch.variants.get(pending.event.user_id))
             if single:
                 self._add(None, _Row(event_id, values, size, pending), b"")
             else:
@@ -408,16 +408,17 @@ def encode_list(
         parts += (_INT32.pack(len(before) + 4 + len(after)), before, scores[at : at + 4], after)
         at += 4
     items = b"".join(parts)
-    user, space = saved.user_id.encode(), saved.space.encode()
+    user, space, variant = saved.user_id.encode(), saved.space.encode(), saved.variant.encode()
     values = [
         user,
         items,
         space,
         _INT64.pack(saved.event_ms),
         _INT64.pack(saved.generated_us // 1000),
+        variant,
         _INT64.pack(saved.generated_us),
     ]
-    size = len(user) + len(items) + len(space) + 70
+    size = len(user) + len(items) + len(space) + len(variant) + 74
     if saved.excluded:
         names = [product_id.encode() for product_id in saved.excluded]
         joined = b"".join(_INT32.pack(len(name)) + name for name in names)
@@ -426,14 +427,18 @@ def encode_list(
     return values, size
 
 
-def encode_event(event: Event) -> tuple[list[Any], int]:
+def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], int]:
     """Serialise an event in the order of ``insert_event``; what it does not have stays unset.
+
+    Args:
+        event: The event.
+        variant: That of its user, where there are several.
 
     Returns:
         The CQL values and their size in bytes, with the lengths on the wire.
     """
     user, event_id = event.user_id.encode(), event.event_id.encode()
-    size = len(user) + len(event_id) + 80
+    size = len(user) + len(event_id) + 80 + len(variant or "")
     product: Any = UNSET_VALUE
     query: Any = UNSET_VALUE
     session: Any = UNSET_VALUE
@@ -457,6 +462,7 @@ def encode_event(event: Event) -> tuple[list[Any], int]:
         session,
         UNSET_VALUE if event.dwell_ms is None else _INT32.pack(event.dwell_ms),
         UNSET_VALUE if event.quantity is None else _INT32.pack(event.quantity),
+        UNSET_VALUE if variant is None else variant.encode(),
     ]
     return values, size
 

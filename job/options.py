@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from connectors.cassandra_session import CassandraOptions
@@ -16,6 +16,7 @@ from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
 from udfs.schemas import EVENT_TYPES
+from udfs.variants import Experiment, Variant
 
 
 class OptionError(ValueError):
@@ -53,6 +54,36 @@ def _weight(text: str) -> tuple[str, float]:
         msg = f"{name!r} is no event type: {', '.join(EVENT_TYPES)}"
         raise argparse.ArgumentTypeError(msg)
     return name, float(value)
+
+
+def _variant(text: str) -> tuple[str, float, dict[str, str]]:
+    """Read ``NAME=SHARE[,OPTION=VALUE…]``, a variant and where it differs."""
+    named, *settings = text.split(",")
+    name, share = _pair(named)
+    return name, float(share), dict(map(_pair, settings))
+
+
+def _ranking_of(name: str, settings: Mapping[str, str], base: RankingConfig) -> RankingConfig:
+    """Make a variant's constants: the job's own but for its settings.
+
+    Raises:
+        ValueError: A setting is no constant of the ranking, or its value is wrong.
+    """
+    kinds = {item.name.replace("_", "-"): type(getattr(base, item.name)) for item in fields(base)}
+    for option in settings:
+        if option not in kinds:
+            msg = f"variant {name}: {option!r} is none of {', '.join(kinds)}"
+            raise ValueError(msg)
+    try:
+        return replace(
+            base,
+            **{
+                option.replace("-", "_"): kinds[option](value) for option, value in settings.items()
+            },
+        )
+    except ValueError as error:
+        msg = f"variant {name}: {error}"
+        raise ValueError(msg) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -190,6 +221,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         group,
+        "new-share",
+        float,
+        ranking.new_share,
+        "share of a list's places for new products, 0 to 0.5",
+    )
+    add(group, "new-days", float, ranking.new_days, "a product is new for so long, days")
+    group.add_argument(
+        "--variant",
+        type=_variant,
+        action="append",
+        default=[],
+        metavar="NAME=SHARE[,OPTION=VALUE…]",
+        help="a setting of the ranking to compare (repeatable): its name, the share of users that"
+        " get it, and where it differs from the options here, such as bold=1,vector-share=0.3",
+    )
+    add(group, "experiment", str, "", "name of the comparison; another one divides the users anew")
+    add(
+        group,
         "category-limit",
         int,
         ranking.category_limit,
@@ -270,6 +319,11 @@ def parse(arguments: Sequence[str]) -> JobOptions:
             weights={**ProfileConfig().weights, **dict(given.weight)},
             **_same_names(given, ProfileConfig, "weights"),
         )
+        ranking = RankingConfig(**_same_names(given, RankingConfig))
+        variants = tuple(
+            Variant(name, share, _ranking_of(name, settings, ranking))
+            for name, share, settings in given.variant
+        )
         return JobOptions(
             kafka=KafkaOptions(given.kafka_bootstrap, given.kafka_group, properties),
             cassandra=CassandraOptions(
@@ -292,7 +346,8 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 recommend=RecommendConfig(
                     list_length=given.list_length,
                     profile=profile,
-                    ranking=RankingConfig(**_same_names(given, RankingConfig)),
+                    ranking=ranking,
+                    experiment=Experiment(given.experiment, variants),
                 ),
                 **_same_names(given, RecommenderConfig, "recommend"),
             ),

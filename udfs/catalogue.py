@@ -50,6 +50,7 @@ class _Entry(msgspec.Struct, array_like=True):
     weights: bytes = b""
     rebuy_days: float | None = None
     rebuy_share: float = 0.0
+    first_seen_ms: int = 0
 
 
 _entry_encoder = msgspec.msgpack.Encoder()
@@ -181,6 +182,23 @@ class Catalogue:
             return np.full(shape, -1, dtype=np.intp), np.full(shape, -np.inf, dtype=np.float32)
         return self._index.search_slots(queries, k, boosts)
 
+    def newcomers(self, since_ms: int, limit: int) -> NDArray[np.intp]:
+        """Find the products in stock that were first seen after a time, the newest first.
+
+        Where most of the catalogue is that new it has just been loaded, and nothing in it is.
+
+        Args:
+            since_ms: Epoch milliseconds.
+            limit: The most products to return.
+
+        Returns:
+            Their slots, shape (at most ``limit``,).
+        """
+        slots = self.facts.seen_since(since_ms)
+        if not len(slots) or self._index is None or 2 * len(slots) > len(self):
+            return np.zeros(0, dtype=np.intp)
+        return slots[self._index.holds(slots)][:limit]
+
     def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
         """Vectors of products in stock by slot: shape (*slots.shape, d), zeros for others."""
         if self._index is None:
@@ -227,7 +245,7 @@ class Catalogue:
             changed_us,
             changes,
         )
-        self.facts.put(product)
+        self.facts.put(product, changed_us // 1000)
         if self._should_switch(space):
             return list(self._switch(space, changed_us, changes))
         self._refresh(product_id)
@@ -282,7 +300,7 @@ class Catalogue:
             self._details[product_id] = ProductDetails(
                 product_id, entry.title, entry.category, entry.price, entry.in_stock
             )
-            self.facts.put(_product_of(product_id, entry))
+            self.facts.put(_product_of(product_id, entry), entry.first_seen_ms)
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
                 self._vectors.setdefault(space, {})[product_id] = vector
@@ -368,6 +386,7 @@ class Catalogue:
             np.array(list(related.values()), dtype="<f4").tobytes(),
             facts.rebuy_days,
             facts.rebuy_share,
+            self.facts.first_seen_ms(product_id),
         )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
 

@@ -37,6 +37,7 @@ class ProductFacts:
         self._rebuy_days: Floats = np.zeros(0, dtype=np.float32)
         self._rebuy_shares: Floats = np.zeros(0, dtype=np.float32)
         self._categories: Slots = np.zeros(0, dtype=np.int32)
+        self._first_seen_ms: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._category_names: list[str] = []
         self._category_numbers: dict[str, int] = {"": NOWHERE}
 
@@ -45,8 +46,13 @@ class ProductFacts:
         """Length of the longest list of related products so far; 0 where there was none."""
         return int(self._related.shape[1])
 
-    def put(self, product: Product) -> None:
-        """Store what a product says of itself, in place of what it said before."""
+    def put(self, product: Product, seen_ms: int = 0) -> None:
+        """Store what a product says of itself, in place of what it said before.
+
+        Args:
+            product: The product.
+            seen_ms: Now, epoch milliseconds; counts where the product was not there before.
+        """
         slot = self._slots.add(product.product_id)
         related = dict(product.related or {})
         repeat = related.pop(product.product_id, 0.0)
@@ -63,6 +69,8 @@ class ProductFacts:
         if number == len(self._category_names):
             self._category_names.append(product.category)
         self._categories[slot] = number
+        if not self._first_seen_ms[slot]:
+            self._first_seen_ms[slot] = seen_ms
 
     def remove(self, product_id: str) -> None:
         """Forget a product; it may still be named by others."""
@@ -75,6 +83,17 @@ class ProductFacts:
         self._rebuy_days[slot] = np.inf
         self._rebuy_shares[slot] = 0
         self._categories[slot] = NOWHERE
+        self._first_seen_ms[slot] = 0
+
+    def first_seen_ms(self, product_id: str) -> int:
+        """Time of a product's first sight, epoch milliseconds; 0 where it is not known."""
+        slot = self._slots.get(product_id)
+        return int(self._first_seen_ms[slot]) if 0 <= slot < len(self._first_seen_ms) else 0
+
+    def seen_since(self, since_ms: int) -> NDArray[np.intp]:
+        """Slots of the products first seen after a time, epoch milliseconds, the newest first."""
+        slots = np.flatnonzero(self._first_seen_ms > since_ms)
+        return slots[np.argsort(-self._first_seen_ms[slots], kind="stable")]
 
     def product(self, product_id: str) -> Product:
         """Say of a product what :meth:`put` stored, and nothing of its texts and vectors."""
@@ -151,6 +170,7 @@ class ProductFacts:
         self._rebuy_days = np.r_[self._rebuy_days, np.full(more, np.inf, dtype=np.float32)]
         self._rebuy_shares = np.r_[self._rebuy_shares, np.zeros(more, dtype=np.float32)]
         self._categories = np.r_[self._categories, np.full(more, NOWHERE, dtype=np.int32)]
+        self._first_seen_ms = np.r_[self._first_seen_ms, np.zeros(more, dtype=np.int64)]
 
 
 _Value = TypeVar("_Value", np.float32, np.int32)

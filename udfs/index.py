@@ -249,6 +249,12 @@ class ExactIndex:
             )
         return rows, scores
 
+    def holds(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Tell which of the slots are products that a search can return."""
+        known = (slots >= 0) & (slots < len(self._row_of_slot))
+        held: NDArray[np.bool_] = known & (self._row_of_slot[np.where(known, slots, 0)] >= 0)
+        return held
+
     def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
         """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""
         if not len(self._row_of_slot):

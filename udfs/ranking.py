@@ -58,6 +58,10 @@ BOUGHT: Final = "bought"
 SEARCHED: Final = "searched"
 # Where no single interaction speaks for a product.
 BY_PROFILE: Final = "profile"
+# Listed since the catalogue has it newly.
+NEW: Final = "new"
+# New products that a list's places are filled from, the newest.
+_NEWCOMERS: Final = 1000
 # A reason stands with every item of a list: of a long search its beginning, in characters.
 _REASON_CHARS: Final = 64
 _VERBS: Final = {SEARCH_KIND: SEARCHED, PURCHASE_KIND: BOUGHT}
@@ -75,7 +79,7 @@ class RankingConfig:
     """The same for showing again what was just touched and not bought."""
     vector_share: float = 0.1
     """Share of the profile's vector beside related products, 0 to 1."""
-    rebuy_weight: float = 3.0
+    rebuy_weight: float = 6.0
     """Weight of a purchase for buying the same again, where the product says it is; 0: never."""
     rebuy_half_life_days: float = 120.0
     """Half-life of a purchase in this, days."""
@@ -90,6 +94,10 @@ class RankingConfig:
     duplicate_cosine: float = 1.0
     """Of products whose vectors are closer than this the best alone is shown, while others are
     among the candidates; 1: all are."""
+    new_share: float = 0.0
+    """Share of a list's places for new products, the nearest to the user's vector, 0 to 0.5."""
+    new_days: float = 14.0
+    """A product is new for so long after its first sight, days."""
     candidates: int = 3
     """Candidates that a list is chosen from where the two above are set, in lengths of the list."""
 
@@ -114,6 +122,12 @@ class RankingConfig:
             raise ValueError(msg)
         if not 0 < self.duplicate_cosine <= 1:
             msg = f"duplicate_cosine must be above 0 and at most 1, not {self.duplicate_cosine}"
+            raise ValueError(msg)
+        if not 0 <= self.new_share <= 0.5:
+            msg = f"new_share must be within 0 and 0.5, not {self.new_share}"
+            raise ValueError(msg)
+        if not 0 < self.new_days <= 36_500:
+            msg = f"new_days must be above 0, not {self.new_days}"
             raise ValueError(msg)
         if not 1 <= self.candidates <= 100:
             msg = f"candidates must be within 1 and 100, not {self.candidates}"
@@ -159,6 +173,7 @@ def rank(
     k: int,
     config: RankingConfig,
     profile_config: ProfileConfig,
+    now_ms: int = 0,
 ) -> list[RankedList | None]:
     """Find the best products of each user and why, in one pass of NumPy for all of them.
 
@@ -168,6 +183,7 @@ def rank(
         k: How many a list has; fewer only where fewer exist.
         config: The constants.
         profile_config: Weights and half-lives of the interactions.
+        now_ms: The wall clock, epoch milliseconds, by which a product is new.
 
     Returns:
         A list for each profile; None for one that points nowhere.
@@ -191,12 +207,21 @@ def rank(
     )
     if diverse:
         listed, scores = _diversified(listed, scores, k, catalogue, config)
+    introduced = np.zeros(listed.shape, dtype=bool)
+    if config.new_share:
+        since_ms = now_ms - round(config.new_days * _DAY_MS)
+        newcomers = catalogue.newcomers(since_ms, _NEWCOMERS)
+        if len(newcomers):
+            places = max(1, round(k * config.new_share))
+            introduced = _introduce(listed, scores, queries, newcomers, places, excluded, catalogue)
     evidence = _Evidence(listed, len(catalogue.slots), interactions, vector_shares)
     evidence.add(related, of_related)
     evidence.add(matched, of_matched)
     evidence.add(repeats, of_repeats)
     evidence.add_vectors(catalogue)
     reasons = evidence.reasons(rebuys, catalogue)
+    for user, place in np.argwhere(introduced).tolist():
+        reasons[user][place] = NEW
     lengths = (listed != NOWHERE).sum(axis=1).tolist()
     names = catalogue.slots.names(listed)
     return [
@@ -443,6 +468,63 @@ def _diversified(
     order = np.argsort(surplus, axis=1, kind="stable")[:, :k]
     order.sort(axis=1)  # what fills the list up takes its place by its score
     return np.take_along_axis(listed, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def _introduce(
+    listed: Rows,
+    scores: FloatMatrix,
+    queries: FloatMatrix,
+    newcomers: Rows,
+    places: int,
+    excluded: Boosts,
+    catalogue: Catalogue,
+) -> NDArray[np.bool_]:
+    """Put the new products nearest to each user's vector into the lists, in place.
+
+    They take the places of the last, and stand evenly spread over the list, so that they are seen.
+    A list that has new products by their own scores needs fewer, and one that is not full, none:
+    then every product is in it.
+
+    Args:
+        listed: Slots, best first, shape (users, k).
+        scores: Their scores, shape (users, k).
+        queries: The users' vectors, shape (users, d).
+        newcomers: Slots of the new products, shape (n,).
+        places: How many of each list are for them.
+        excluded: What must not be shown.
+        catalogue: The products.
+
+    Returns:
+        Which places have been given to new products, shape (users, k).
+    """
+    k = listed.shape[1]
+    number = np.full(len(catalogue.slots) + 1, -1, dtype=np.intp)  # the last one is for NOWHERE
+    number[newcomers] = np.arange(len(newcomers))
+    nearness: FloatMatrix = queries @ catalogue.vectors(newcomers).T
+    at = number[listed]
+    own = at >= 0
+    nearness[np.nonzero(own)[0], at[own]] = -np.inf
+    at = number[excluded.slots]
+    nearness[excluded.queries[at >= 0], at[at >= 0]] = -np.inf
+    wanted = np.clip(places - own.sum(axis=1), 0, len(newcomers))
+    wanted[listed[:, -1] == NOWHERE] = 0
+    best = np.argsort(-nearness, axis=1, kind="stable")[:, :places]
+    introduced = np.zeros(listed.shape, dtype=bool)
+    for user in np.flatnonzero(wanted).tolist():
+        chosen = best[user, : wanted[user]]
+        chosen = chosen[nearness[user, chosen] > -np.inf]
+        count = len(chosen)
+        if not count:
+            continue
+        # Of the products that were there by their own scores, new or not, the last ones go.
+        spots = (np.arange(count) + 1) * k // (count + 1)
+        others = np.setdiff1d(np.arange(k), spots)
+        listed[user, others] = listed[user, : k - count]
+        scores[user, others] = scores[user, : k - count]
+        listed[user, spots] = newcomers[chosen]
+        scores[user, spots] = nearness[user, chosen]
+        introduced[user, spots] = True
+    return introduced
 
 
 class _Evidence:

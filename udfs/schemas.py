@@ -269,7 +269,9 @@ class SavedList(NamedTuple):
     """Why each product is there: ``viewed:``, ``bought:`` or ``searched:`` and the product id or
     query that contributed most to its score; or ``profile`` where no single one is known."""
     excluded: list[str]
-    """The newest bought or disliked products, newest first."""
+    """The newest bought or disliked products that must not be shown, newest first."""
+    variant: str
+    """The setting that made the list; empty where only one is in use."""
 
 
 class ProductDetails(msgspec.Struct, frozen=True, gc=False):
@@ -311,6 +313,8 @@ class SaveBatch:
     events: list[PendingEvent] = field(default_factory=list)
     products: list[ProductChange] = field(default_factory=list)
     erasures: list[Erasure] = field(default_factory=list)
+    variants: dict[str, str] = field(default_factory=dict)
+    """Variant of each user of the events; empty where only one setting is in use."""
     duplicates: int = 0
     updates: int = 0
     last: bool = True

@@ -133,7 +133,8 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
             in_stock,
             **_FACTS[product_id],
         )
-        for key, value in catalogue.upsert(product, decode_vector(embedding)):
+        seen_us = 1000 * NOW_MS
+        for key, value in catalogue.upsert(product, decode_vector(embedding), changed_us=seen_us):
             assert value is not None
             state[key] = value
     lines = [f"{key.encode().hex()} {value.hex()}" for key, value in sorted(state.items())]
@@ -147,6 +148,7 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
         "category": "USB é",
         "price": 18.5,
         "facts": _FACTS,
+        "first_seen_ms": NOW_MS,
     }
 
 

@@ -78,6 +78,7 @@ def saved_list(user_id: str = "u", products: Sequence[str] = ("p0",), **fields: 
         "generated_us": NOW_MS * 1000 + 7,
         "reasons": ["profile"] * len(products),
         "excluded": [],
+        "variant": "",
         **fields,
     }
     return SavedList(user_id, list(products), **values)

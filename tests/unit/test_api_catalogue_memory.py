@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from api.catalogue_memory import CatalogueFollower, CatalogueMemory
@@ -24,7 +24,6 @@ def record(product_id: str, title: str = "", *, dimensions: int = 2) -> bytes:
     return encode_product(Product(product_id, "s", [1.0] * dimensions, title))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))))
 def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) -> None:
     memory = CatalogueMemory(10)

@@ -332,6 +332,8 @@ def test_golden_entries_are_read(version: int) -> None:
             expected["price"],
         )
     assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
+    for product_id in expected["vectors"]:
+        assert catalogue.facts.first_seen_ms(product_id) == expected.get("first_seen_ms", 0)
     for product_id, facts in expected.get("facts", {}).items():
         held_facts = catalogue.facts.product(product_id)
         assert {name: getattr(held_facts, name) for name in facts} == facts

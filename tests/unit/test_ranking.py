@@ -26,7 +26,7 @@ from udfs import ranking as ranking_module
 from udfs.catalogue import Catalogue
 from udfs.lexical import LexicalIndex
 from udfs.profile import ProfileConfig
-from udfs.ranking import BY_PROFILE, RankingConfig
+from udfs.ranking import BY_PROFILE, NEW, RankingConfig
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import EVENT_TYPES, Event, Product, SavedList
 
@@ -355,6 +355,64 @@ def test_a_diverse_list_is_the_best_of_the_candidates_that_are_not_too_many_or_t
         assert after.reasons == [by_name[name] for name in after.product_ids]
 
 
+def with_newcomers(age_days: float, *names: str, at_ms: int = NOW_MS) -> Catalogue:
+    """Where some products came later than the others."""
+    made = Catalogue(encoder=QUERIES.get, encoder_space="s")
+    for name, vector in PRODUCTS.items():
+        seen_ms = at_ms - round(age_days * DAY_MS) if name in names else 1
+        made.upsert(product(name), vector, changed_us=1000 * seen_ms)
+    return made
+
+
+@settings(max_examples=60)
+@given(st.lists(histories, min_size=1, max_size=3), st.integers(2, 8), st.integers(1, 3))
+def test_new_products_have_their_share_of_every_list(
+    users: list[list[Event]], k: int, newcomers: int
+) -> None:
+    names = [f"p{at}" for at in range(8, 8 + newcomers)]
+    made = with_newcomers(1, *names)
+    plain = lists(users, made, RecommendConfig(k))
+    config = RankingConfig(new_share=0.5)
+    found = {one.user_id: one for one in lists(users, made, RecommendConfig(k, PROFILE, config))}
+    assert found.keys() == {one.user_id for one in plain}
+    for before in plain:
+        after = found[before.user_id]
+        assert len(after.product_ids) == len(set(after.product_ids)) == len(before.product_ids)
+        assert not set(after.excluded) & set(after.product_ids)
+        introduced = [
+            name for name, reason in zip(after.product_ids, after.reasons, strict=True)
+            if reason == NEW
+        ]  # fmt: skip
+        assert set(introduced) <= set(names) - set(before.product_ids)
+        own = set(names) & set(before.product_ids)
+        free = set(names) - own - set(after.excluded)
+        wanted = max(0, max(1, round(k / 2)) - len(own))
+        full = len(before.product_ids) == k
+        assert len(introduced) == (min(wanted, len(free)) if full else 0)
+        # The others keep their order, and the last ones of them went.
+        kept = [name for name in after.product_ids if name not in introduced]
+        assert kept == before.product_ids[: len(kept)]
+
+
+def test_a_product_is_new_for_a_while_and_not_where_all_are() -> None:
+    users = [[event(product_id="p0")]]
+    config = RecommendConfig(4, PROFILE, RankingConfig(new_share=0.25, new_days=7, vector_share=1))
+    (one,) = lists(users, with_newcomers(6.9, "p9"), config)
+    assert one.product_ids[2] == "p9"
+    assert one.reasons[2] == NEW
+    for made in (with_newcomers(7.1, "p9"), with_newcomers(1, *PRODUCTS)):
+        (one,) = lists(users, made, config)
+        assert NEW not in one.reasons
+    gone = with_newcomers(1, "p9", "p10")
+    gone.upsert(product("p9", in_stock=False), PRODUCTS["p9"], changed_us=1000 * NOW_MS)
+    (one,) = lists(users, gone, config)
+    assert "p9" not in one.product_ids
+    assert "p10" in one.product_ids
+    # A change of a product makes it no newer, nor does a restart.
+    gone.upsert(product("p0"), PRODUCTS["p0"], changed_us=1000 * NOW_MS)
+    assert gone.facts.first_seen_ms("p0") == 1
+
+
 def test_a_search_finds_what_holds_its_words_also_where_nothing_embeds_it() -> None:
     made = Catalogue()
     for name, vector in PRODUCTS.items():
@@ -405,6 +463,9 @@ def test_a_click_is_not_pushed_out_of_sight_by_scrolling_past() -> None:
         {"rebuy_half_life_days": 0.0},
         {"lexical_weight": -1.0},
         {"search_matches": 0},
+        {"new_share": 0.6},
+        {"new_share": float("nan")},
+        {"new_days": 0.0},
         {"category_limit": -1},
         {"duplicate_cosine": 0.0},
         {"candidates": 0},
