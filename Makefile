@@ -41,7 +41,7 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
+.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay variants \
 	test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline bench-scale \
 	bench-lookup bench-search bench-api bench chaos clean
 
@@ -122,6 +122,10 @@ dead-letter: env ## Show one dead letter whole: make dead-letter AT=0/17
 
 replay: env ## Send dead letters back after a fix: make replay ARGS="--reason not_json --dry-run"
 	@$(DEAD_LETTERS) replay $(ARGS)
+
+variants: env ## Compare the settings of --variant by what their users did: make variants ARGS="--since 7d"
+	@RECOMMENDER_CASSANDRA_PORT=$(CASSANDRA_PORT) RECOMMENDER_CASSANDRA_KEYSPACE=$(KEYSPACE) \
+		$(PY) -m connectors.variant_tool $(ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 

@@ -220,6 +220,8 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
             f"SELECT {_EVENT_COLUMNS} FROM {{keyspace}}.events_by_user_day"
             " WHERE user_id = ? AND day = ? AND ts = ? AND event_id > ? LIMIT ?"
         ),
+        # Every event there is: for a command that a person waits for, by pages.
+        "scan_events": "SELECT user_id, type, ts, variant FROM {keyspace}.events_by_user_day",
         # Products carry the time of their change (epoch microseconds), so that the newest change
         # wins also where an older one had to be sent again.
         "insert_product": (

@@ -30,6 +30,8 @@ MAX_EVENT_BYTES: Final = 64 * 1024
 # Far above any embedding in use, and within the 16 bits of the packed profile.
 MAX_DIMENSIONS: Final = 8192
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
+# The partition of a row that is no record of the catalogue topic but a heartbeat of the job's own.
+HEARTBEAT_PARTITION: Final = -1
 MS_A_DAY: Final = 86_400_000
 # 9999-12-31, the last day that every reader of a CQL timestamp can show.
 MAX_TIMESTAMP_MS: Final = 253_402_300_799_999

@@ -11,6 +11,7 @@ from local.processes import PROJECT
 UIDS = {
     *(f"events-source-{depth}" for depth in range(4)),
     *(f"catalogue-source-{depth}" for depth in range(4)),
+    *(f"heartbeat-source-{depth}" for depth in range(4)),
     "recommender",
     "cassandra-sink",
     "dead-letters-sink-0-1",

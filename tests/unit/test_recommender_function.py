@@ -32,6 +32,7 @@ from udfs.recommender_function import (
     subtask_index,
 )
 from udfs.schemas import (
+    HEARTBEAT_PARTITION,
     DeadLetter,
     Erasure,
     Origin,
@@ -220,6 +221,10 @@ class Harness:
 
     def broadcast(self, key: str, payload: bytes | None) -> None:
         row = Row(key, payload, 3, 17)
+        self._take(self._function.process_broadcast_element(row, self._context))
+
+    def heartbeat(self) -> None:
+        row = Row("", None, HEARTBEAT_PARTITION, 0)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def _take(self, emitted: Iterator[Any]) -> None:
@@ -768,39 +773,82 @@ def test_one_straggler_does_not_stretch_the_tick(shop: Harness) -> None:
     assert shop.count("tick_ms") in (0, 1000)
 
 
-def test_changed_product_is_saved_by_one_subtask(clock: Clock) -> None:
+def details(price: float, *, in_stock: bool = True) -> ProductDetails:
+    return ProductDetails("p1", "Mouse", "MOUSE", price, in_stock=in_stock)
+
+
+def test_changed_product_is_saved_by_one_subtask_at_the_next_heartbeat(clock: Clock) -> None:
     first, second = (Harness(clock, RecommenderConfig(), subtask=number) for number in (0, 1))
     for one in (first, second):
         one.product(1, title="Mouse", category="MOUSE", price=9.5)
+        assert one.products_saved() == []
+        one.heartbeat()
         one.product(1, title="Mouse", category="MOUSE", price=8.0, in_stock=False)
+        one.heartbeat()
         one.broadcast("p1", None)
+        one.heartbeat()
+        one.heartbeat()
     assert second.products_saved() == []
-    (inserted, _), (updated, _), (deleted, waits) = first.products_saved()
-    dear = ProductDetails("p1", "Mouse", "MOUSE", 9.5, in_stock=True)
-    cheap = ProductDetails("p1", "Mouse", "MOUSE", 8.0, in_stock=False)
+    inserted, updated, deleted = (changes for changes, _ in first.products_saved())
+    cheap = details(8.0, in_stock=False)
     assert [one[:2] for (one,) in (inserted, updated, deleted)] == [
-        (None, dear),
-        (dear, cheap),
+        (None, details(9.5)),
+        (details(9.5), cheap),
         (cheap, None),
     ]
     times = [change.changed_us for (change,) in (inserted, updated, deleted)]
     assert times == sorted(set(times))
-    # Nothing would be left to delete it by after a failure.
-    assert waits
+    assert all(waits for _, waits in first.products_saved())
+
+
+def test_changes_of_a_product_are_saved_as_one_from_what_is_saved_to_what_is_now(
+    clock: Clock,
+) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    shop.product(1, title="Mouse", category="MOUSE", price=9.5)
+    shop.heartbeat()
+    for price in (8.0, 7.0):
+        shop.product(1, title="Mouse", category="MOUSE", price=price)
+    restored = Harness(clock, RecommenderConfig(), shop.backend.copy())
+    for one in (shop, restored):
+        one.heartbeat()
+        (change,) = one.products_saved()[-1][0]
+        assert change[:2] == (details(9.5), details(7.0))
+    # What came and went without being saved leaves nothing behind, whatever was on its way.
+    shop.product(2, title="Cable", price=3.0)
+    shop.broadcast("p2", None)
+    restored = Harness(clock, RecommenderConfig(), shop.backend.copy())
+    for one in (shop, restored):
+        one.heartbeat()
+        (change,) = one.products_saved()[-1][0]
+        assert change.new is None
+        assert change.old is not None
+        assert change.old.product_id == "p2"
+
+
+def test_many_changed_products_do_not_wait_for_the_heartbeat(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    for number in range(1000):
+        vector = PRODUCTS[f"p{number % 6}"].tolist()
+        shop.broadcast(f"x{number}", product_json(product_id=f"x{number}", embedding=vector))
+    sizes = [len(changes) for changes, _ in shop.products_saved()]
+    assert sizes == [256, 256, 256]
+    shop.heartbeat()
+    assert [len(changes) for changes, _ in shop.products_saved()][3:] == [232]
 
 
 def test_product_on_its_way_is_saved_again_after_a_restore(clock: Clock) -> None:
     shop = Harness(clock, RecommenderConfig())
     for number in range(3):
         shop.product(number)
-    assert [waits for _, waits in shop.products_saved()] == [False] * 3
     again = Harness(clock, RecommenderConfig(), shop.backend.copy())
     again.product(3)
+    again.heartbeat()
     ((changes, _),) = again.products_saved()
     assert {change.new.product_id for change in changes if change.new} == {"p0", "p1", "p2", "p3"}
-    again.broadcast("p3", None)  # waits, so that all is acknowledged
     third = Harness(clock, RecommenderConfig(), again.backend.copy())
     third.product(4)
+    third.heartbeat()
     ((changes, _),) = third.products_saved()
     assert [change.new.product_id for change in changes if change.new] == ["p4"]
 
