@@ -154,7 +154,7 @@ def _heartbeats(tables: StreamTableEnvironment, name: str, row: TypeInformation)
     """Make rows as of the catalogue topic, without a value, ``HEARTBEATS_A_SECOND``."""
     tables.execute_sql(
         f"CREATE TEMPORARY TABLE `{name}` (`n` BIGINT) WITH ('connector' = 'datagen',"
-        f" 'rows-per-second' = '{HEARTBEATS_A_SECOND}', 'scan.parallelism' = '1')"
+        f" 'rows-per-second' = '{HEARTBEATS_A_SECOND}')"
     )
     table = tables.sql_query(
         "SELECT CAST('' AS STRING) AS `key`, CAST(NULL AS BYTES) AS `value`,"

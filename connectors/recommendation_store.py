@@ -696,10 +696,8 @@ def _days(start: int, end: int) -> Iterator[tuple[dt.date, int, int]]:
 
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
-    ts, event_id, kind, product_id, query, session_id, dwell_ms, quantity = row
-    return StoredEvent(
-        event_id, kind, _epoch_ms(ts), product_id, query, session_id, dwell_ms, quantity
-    )
+    ts, event_id, kind, *optional = row
+    return StoredEvent(event_id, kind, _epoch_ms(ts), *optional)
 
 
 def _epoch_ms(value: dt.datetime) -> int:
