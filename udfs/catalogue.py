@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -21,6 +22,8 @@ StateChange = tuple[str, bytes | None]
 VERSION: Final = 2
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
+# Length of the text part of a product's vector in a space that begins with the texts' space.
+TEXT_PART_LENGTH: Final = math.sqrt(0.5)
 
 
 class CatalogueVersionError(ValueError):
@@ -68,7 +71,8 @@ class Catalogue:
 
         Args:
             encoder: Embeds a search query; None where searches shall move nobody.
-            encoder_space: The only space in which ``encoder`` has a meaning.
+            encoder_space: The space in which ``encoder`` has a meaning; it also has one in each
+                whose name begins with this and a plus sign: there its vectors are the first part.
             switch_share: Share of the active space's products that a new space needs, 0 to 1.
             dimensions: The vector length that every product must have; 0: a space's first product
                 decides for that space.
@@ -115,9 +119,18 @@ class Catalogue:
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
-        if self._encoder is None or self.space is None or self.space != self._encoder_space:
+        if self._encoder is None or self.space is None:
             return None
-        return self._encoder(query)
+        if self.space == self._encoder_space:
+            return self._encoder(query)
+        if not self._begins_with_text(self.space):
+            return None
+        vector = self._encoder(query)
+        if vector is None or len(vector) > self.dimensions:
+            return None
+        filled = np.zeros(self.dimensions, dtype=np.float32)
+        filled[: len(vector)] = vector
+        return filled
 
     def search(
         self,
@@ -173,6 +186,8 @@ class Catalogue:
         self.facts.put(product)
         if self._should_switch(space):
             return list(self._switch(space))
+        if space == self._encoder_space and self._active is not None:
+            self._place_by_text(product_id, vector, self._active)
         self._refresh(product_id)
         return [self._changed(product_id)]
 
@@ -229,6 +244,26 @@ class Catalogue:
         needed = self._switch_share * len(self._active_vectors)
         return len(self._vectors[space]) >= max(1.0, needed)
 
+    def _begins_with_text(self, space: str) -> bool:
+        return self._encoder_space is not None and space.startswith(f"{self._encoder_space}+")
+
+    def _place_by_text(self, product_id: str, text: FloatMatrix, space: str) -> None:
+        """Give a product of the texts' space a place in one that begins with it, if it has none.
+
+        A service that writes one product need not know what the whole catalogue was learned from.
+        """
+        vectors = self._vectors[space]
+        if not self._begins_with_text(space) or not vectors:
+            return
+        known = vectors.get(product_id)
+        length = len(next(iter(vectors.values())))
+        if length < len(text) or (known is not None and known[len(text) :].any()):
+            return
+        placed = np.zeros(length, dtype=np.float32)
+        # As long as the text part of the others, so that a search does not prefer it.
+        placed[: len(text)] = text * np.float32(TEXT_PART_LENGTH)
+        vectors[product_id] = placed
+
     def _activate(self, space: str) -> None:
         self._active = space
         self._active_vectors = self._vectors.setdefault(space, {})
@@ -237,6 +272,8 @@ class Catalogue:
             self._refresh(product_id)
 
     def _switch(self, space: str) -> Iterator[StateChange]:
+        for product_id, text in self._vectors.get(self._encoder_space or "", {}).items():
+            self._place_by_text(product_id, text, space)
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():

@@ -351,3 +351,73 @@ def test_empty_catalogue_finds_nothing_for_each_query() -> None:
 def test_share_without_a_meaning_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="switch_share"):
         Catalogue(switch_share=share)
+
+
+WORDS = unit_vectors(4, 3, seed=8)
+
+
+def vector_of(catalogue: Catalogue, product_id: str) -> FloatMatrix:
+    found = catalogue.product_vector(product_id)
+    assert found is not None
+    return found
+
+
+def shop_with_text(switch_share: float = 0.9) -> Catalogue:
+    """Texts are vectors of 3 dimensions in the space t; the only known query is ``lamp``."""
+    return Catalogue(
+        encoder=lambda query: WORDS[0] if query == "lamp" else None,
+        encoder_space="t",
+        switch_share=switch_share,
+    )
+
+
+def test_a_search_is_the_first_part_of_a_space_that_begins_with_text() -> None:
+    catalogue = shop_with_text()
+    catalogue.upsert(Product("p0", "t+b", []), unit_vectors(1, 5)[0])
+    found = catalogue.query_vector("lamp")
+    assert found is not None
+    np.testing.assert_array_equal(found, [*WORDS[0], 0, 0])
+    assert catalogue.query_vector("unheard") is None
+
+
+@pytest.mark.parametrize(("space", "length"), [("tb", 5), ("u+t", 5), ("t+short", 2)])
+def test_a_search_means_nothing_in_other_spaces(space: str, length: int) -> None:
+    catalogue = shop_with_text()
+    catalogue.upsert(Product("p0", space, []), unit_vectors(1, length)[0])
+    assert catalogue.query_vector("lamp") is None
+
+
+def test_a_product_with_text_alone_has_a_place_in_a_space_that_begins_with_text() -> None:
+    catalogue = shop_with_text()
+    for number, vector in enumerate(unit_vectors(10, 5)):
+        catalogue.upsert(Product(f"p{number}", "t+b", []), vector)
+    changes = dict(catalogue.upsert(Product("fresh", "t", []), WORDS[0]))
+    placed = vector_of(catalogue, "fresh")
+    np.testing.assert_allclose(placed, [*(WORDS[0] / np.sqrt(2)), 0, 0], atol=1e-7)
+    assert catalogue.searchable == 11
+    query = np.array([[*WORDS[0], 0, 0]], dtype=np.float32)
+    assert "fresh" in catalogue.search(query, 11)[0][0]
+    # Its text changes: so does its place; one that was learned stays.
+    catalogue.upsert(Product("fresh", "t", []), WORDS[1])
+    np.testing.assert_allclose(vector_of(catalogue, "fresh")[:3], WORDS[1] / np.sqrt(2), atol=1e-7)
+    learned = vector_of(catalogue, "p3")
+    catalogue.upsert(Product("p3", "t", [], in_stock=False), WORDS[1])
+    np.testing.assert_array_equal(vector_of(catalogue, "p3"), learned)
+    assert catalogue.searchable == 10
+    again = shop_with_text()
+    again.load([("a", b"t+b"), *((key, value) for key, value in changes.items() if value)])
+    np.testing.assert_array_equal(vector_of(again, "fresh"), placed)
+
+
+def test_a_switch_keeps_the_products_with_text_alone() -> None:
+    catalogue = shop_with_text(switch_share=0.5)
+    for number in range(4):
+        catalogue.upsert(Product(f"p{number}", "t", []), WORDS[number])
+    vectors = unit_vectors(2, 5)
+    catalogue.upsert(Product("p0", "t+b", []), vectors[0])
+    catalogue.upsert(Product("p1", "t+b", []), vectors[1])
+    assert catalogue.space == "t+b"
+    assert len(catalogue) == catalogue.searchable == 4
+    np.testing.assert_array_equal(vector_of(catalogue, "p0"), vectors[0])
+    placed = vector_of(catalogue, "p3")
+    np.testing.assert_allclose(placed, [*(WORDS[3] / np.sqrt(2)), 0, 0], atol=1e-7)
