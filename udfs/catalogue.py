@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from udfs.facts import ProductFacts
 from udfs.index import Boosts, ExactIndex, SlotTable
-from udfs.schemas import Product, Reason, RejectedError
+from udfs.schemas import Product, Reason, RejectedError, SpaceNotice
 
 FloatMatrix = NDArray[np.float32]
 QueryEncoder = Callable[[str], FloatMatrix | None]
@@ -22,6 +22,8 @@ StateChange = tuple[str, bytes | None]
 VERSION: Final = 2
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
+_ANNOUNCED_KEY: Final = "s"
+_ANNOUNCED_VERSION: Final = 1
 # Length of the text part of a product's vector in a space that begins with the texts' space.
 TEXT_PART_LENGTH: Final = math.sqrt(0.5)
 
@@ -46,17 +48,35 @@ class _Entry(msgspec.Struct, array_like=True):
     rebuy_share: float = 0.0
 
 
+class _Announced(msgspec.Struct, array_like=True):
+    """Broadcast state of the newest announced space, format v1: msgpack."""
+
+    version: int
+    space: str
+    started_ms: int
+    partitions: int
+    complete: list[int]
+    """Partitions in which the notice stands that it is complete, ascending."""
+
+    def is_complete(self) -> bool:
+        return len(self.complete) >= self.partitions
+
+
 _entry_encoder = msgspec.msgpack.Encoder()
+_announced_decoder = msgspec.msgpack.Decoder(_Announced)
 _entry_decoder = msgspec.msgpack.Decoder(_Entry)
 
 
 class Catalogue:
     """Products by id, with one active embedding space that alone is searched.
 
-    A product published in another space keeps its old vector beside the new one. Once the new
-    space holds at least ``switch_share`` of the active one's products, it becomes the active space
-    in one step and the vectors of the others are dropped: at no time do two spaces mix, and at no
-    time is there nothing to search.
+    A product published in another space keeps its old vector beside the new one. The new space
+    becomes the active one in one step, and the vectors of the others are dropped: at no time do
+    two spaces mix, and at no time is there nothing to search. It does so
+
+    - where notices announced it: when they say in all partitions that it is complete; once there
+      was a notice, no other space takes over;
+    - else once it holds at least ``switch_share`` of the active one's products.
     """
 
     def __init__(
@@ -90,6 +110,7 @@ class Catalogue:
         """Numbers the products for boosts and facts."""
         self.facts = ProductFacts(self.slots)
         """What is known of products beside their vectors."""
+        self._announced: _Announced | None = None
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -208,6 +229,42 @@ class Catalogue:
                 return [(_PRODUCT_PREFIX + product_id, None), *self._switch(space)]
         return [(_PRODUCT_PREFIX + product_id, None)]
 
+    def notice(
+        self,
+        notice: SpaceNotice,
+        partition: int,
+    ) -> list[StateChange]:
+        """Take note that a space is being published, or is complete; the latter may switch to it.
+
+        Args:
+            notice: What the catalogue topic says.
+            partition: The partition that says so.
+
+        Returns:
+            What the broadcast state must store.
+        """
+        known = self._announced
+        if known is not None and notice.started_ms < known.started_ms:
+            return []
+        same = known is not None and (known.space, known.started_ms) == (
+            notice.space,
+            notice.started_ms,
+        )
+        complete = set(known.complete) if known is not None and same else set()
+        if notice.complete:
+            complete.add(partition)
+        self._announced = _Announced(
+            _ANNOUNCED_VERSION,
+            notice.space,
+            notice.started_ms,
+            notice.partitions,
+            sorted(complete),
+        )
+        changes: list[StateChange] = [(_ANNOUNCED_KEY, _entry_encoder.encode(self._announced))]
+        if self._vectors.get(notice.space) and self._should_switch(notice.space):
+            changes.extend(self._switch(notice.space))
+        return changes
+
     def load(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Fill an empty catalogue from the broadcast state, after a restore.
 
@@ -218,6 +275,9 @@ class Catalogue:
         for key, value in items:
             if key == _ACTIVE_KEY:
                 active = value.decode()
+                continue
+            if key == _ANNOUNCED_KEY:
+                self._announced = _read_announced(value)
                 continue
             try:
                 entry = _entry_decoder.decode(value)
@@ -241,6 +301,9 @@ class Catalogue:
             return False
         if self._active is None:
             return True
+        announced = self._announced
+        if announced is not None:
+            return announced.space == space and announced.is_complete()
         needed = self._switch_share * len(self._active_vectors)
         return len(self._vectors[space]) >= max(1.0, needed)
 
@@ -316,6 +379,18 @@ class Catalogue:
             facts.rebuy_share,
         )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _read_announced(value: bytes) -> _Announced:
+    try:
+        announced = _announced_decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        msg = f"announced space: {error}"
+        raise CatalogueVersionError(msg) from error
+    if announced.version != _ANNOUNCED_VERSION:
+        msg = f"announced space of version {announced.version}, this reads {_ANNOUNCED_VERSION}"
+        raise CatalogueVersionError(msg)
+    return announced
 
 
 def _product_of(product_id: str, entry: _Entry) -> Product:

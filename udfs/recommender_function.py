@@ -36,6 +36,7 @@ from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
     MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
+    SPACE_KEY,
     DeadLetter,
     Origin,
     PendingEvent,
@@ -44,6 +45,7 @@ from udfs.schemas import (
     SaveBatch,
     decode_event,
     decode_product,
+    decode_space_notice,
     decode_tombstone,
     split_record,
 )
@@ -221,6 +223,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         try:
             if payload is None:
                 changes = self._catalogue.delete(decode_tombstone(key))
+            elif key == SPACE_KEY:
+                changes = self._catalogue.notice(decode_space_notice(payload), value[2])
             else:
                 changes = self._catalogue.upsert(*decode_product(key, payload))
         except RejectedError as error:

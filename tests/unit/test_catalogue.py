@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
 from udfs.catalogue import Catalogue, CatalogueVersionError
-from udfs.schemas import Product, Reason, RejectedError
+from udfs.schemas import Product, Reason, RejectedError, SpaceNotice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = {"a": 4, "b": 6, "c": 3}
@@ -47,6 +47,12 @@ class Durable:
 
     def delete(self, number: int) -> None:
         self._store(self.catalogue.delete(f"p{number}"))
+
+    def note(
+        self, space: str, partition: int, *, complete: bool = False, started_ms: int = 1
+    ) -> None:
+        notice = SpaceNotice(space, started_ms, 2, complete)
+        self._store(self.catalogue.notice(notice, partition))
 
     def restored(self) -> Catalogue:
         again = Catalogue(switch_share=self.share)
@@ -351,6 +357,84 @@ def test_empty_catalogue_finds_nothing_for_each_query() -> None:
 def test_share_without_a_meaning_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="switch_share"):
         Catalogue(switch_share=share)
+
+
+def staged(products: int = 3) -> Durable:
+    """Two products in the space a; b is announced in two partitions, and has some already."""
+    durable = Durable(switch_share=0.5)
+    for number in range(2):
+        durable.put(number, "a")
+    for partition in range(2):
+        durable.note("b", partition)
+    for number in range(products):
+        durable.put(number, "b")
+    return durable
+
+
+def test_an_announced_space_waits_for_the_notices_of_all_partitions() -> None:
+    durable = staged()
+    assert durable.catalogue.space == "a"
+    assert found(durable.catalogue).keys() == {"p0", "p1"}
+    durable.note("b", 1, complete=True)
+    durable.note("b", 1, complete=True)  # again: it is one partition
+    assert (durable.catalogue.space, durable.restored().space) == ("a", "a")
+    durable.note("b", 0, complete=True)
+    assert (durable.catalogue.space, durable.restored().space) == ("b", "b")
+    assert found(durable.catalogue).keys() == found(durable.restored()).keys() == {"p0", "p1", "p2"}
+
+
+def test_a_restored_catalogue_goes_on_waiting() -> None:
+    durable = staged()
+    durable.note("b", 0, complete=True)
+    durable.catalogue = durable.restored()
+    durable.put(4, "b")
+    assert durable.catalogue.space == "a"
+    durable.note("b", 1, complete=True)
+    assert durable.catalogue.space == "b"
+
+
+def test_notices_may_come_before_the_products_of_other_partitions() -> None:
+    durable = staged(products=0)
+    for partition in range(2):
+        durable.note("b", partition, complete=True)
+    assert durable.catalogue.space == "a"  # never to an empty space
+    durable.put(0, "b")
+    assert durable.catalogue.space == "b"
+
+
+def test_what_was_announced_gives_way_only_to_what_is() -> None:
+    durable = staged()
+    for partition in range(2):
+        durable.note("b", partition, complete=True)
+    for number in range(3):
+        durable.put(number, "a")
+    assert durable.catalogue.space == "b"
+    for partition in range(2):
+        durable.note("c", partition, started_ms=2)
+    durable.put(0, "c")
+    for partition in range(2):
+        durable.note("c", partition, complete=True, started_ms=2)
+    assert durable.catalogue.space == "c"
+    assert len(durable.catalogue) == len(durable.restored()) == 1
+
+
+def test_the_publication_that_started_later_holds_whatever_is_read_first() -> None:
+    durable = staged()
+    durable.note("c", 0, started_ms=2)
+    durable.put(5, "c")
+    for partition in range(2):  # of the first, read late
+        durable.note("b", partition, complete=True)
+    assert durable.catalogue.space == "a"
+    for partition in range(2):
+        durable.note("c", partition, complete=True, started_ms=2)
+    assert durable.catalogue.space == "c"
+    assert found(durable.catalogue).keys() == {"p5"}
+
+
+@pytest.mark.parametrize("value", [b"", b"\x95\x02\xa1b\x01\x01\x90"])
+def test_an_announcement_of_an_unknown_format_is_refused(value: bytes) -> None:
+    with pytest.raises(CatalogueVersionError, match="announced space"):
+        Catalogue().load([("s", value)])
 
 
 WORDS = unit_vectors(4, 3, seed=8)
