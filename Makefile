@@ -15,6 +15,8 @@ TASK_MANAGERS ?= 0
 TASK_MANAGER_MEMORY ?= 1600m
 CASSANDRA_HEAP ?= 1536m
 KEYSPACE ?= recommender
+FROM ?=
+SPACE ?=
 RATE ?= 50
 N ?= 1
 YES ?=
@@ -32,7 +34,7 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale test unit lint format lock \
+.PHONY: help env jars java run up down status reset resume scale vectors test unit lint format lock \
 	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
 
 help: ## List the commands
@@ -101,6 +103,15 @@ resume: env jars ## After a crash: restart what is dead, resume the job from its
 
 scale: env jars ## Run the job with N TaskManagers: make scale N=2
 	@$(LOCAL) scale $(N)
+
+vectors: env ## Give a catalogue vectors: make vectors CATALOGUE=file [EVENTS=file FROM=both ARGS="--hold"]
+	@test -n "$(CATALOGUE)" || { \
+		echo "vectors: CATALOGUE (products, .jsonl or .jsonl.gz) is needed"; \
+		echo "  also: EVENTS=log FROM=text|behaviour|both SPACE=name, and ARGS: see" \
+			"$(PY) -m job.vectors --help"; exit 2; }
+	@$(PY) -m job.vectors --bootstrap 127.0.0.1:$(KAFKA_PORT) --catalogue "$(CATALOGUE)" \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(FROM),--from $(FROM)) \
+		$(if $(SPACE),--space "$(SPACE)") $(ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 
