@@ -15,6 +15,8 @@ TASK_MANAGERS ?= 0
 TASK_MANAGER_MEMORY ?= 1600m
 CASSANDRA_HEAP ?= 1536m
 KEYSPACE ?= recommender
+FROM ?=
+SPACE ?=
 RATE ?= 50
 N ?= 1
 YES ?=
@@ -41,9 +43,9 @@ CASSANDRA_JARS := build/jars/cassandra/.done
 FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
-.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay variants \
-	test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline bench-scale \
-	bench-lookup bench-search bench-api bench chaos clean
+.PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
+	variants vectors test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline \
+	bench-scale bench-lookup bench-search bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -126,6 +128,15 @@ replay: env ## Send dead letters back after a fix: make replay ARGS="--reason no
 variants: env ## Compare the settings of --variant by what their users did: make variants ARGS="--since 7d"
 	@RECOMMENDER_CASSANDRA_PORT=$(CASSANDRA_PORT) RECOMMENDER_CASSANDRA_KEYSPACE=$(KEYSPACE) \
 		$(PY) -m connectors.variant_tool $(ARGS)
+
+vectors: env ## Give a catalogue vectors: make vectors CATALOGUE=file [EVENTS=file FROM=both ARGS="--hold"]
+	@test -n "$(CATALOGUE)" || { \
+		echo "vectors: CATALOGUE (products, .jsonl or .jsonl.gz) is needed"; \
+		echo "  also: EVENTS=log FROM=text|behaviour|both SPACE=name, and ARGS: see" \
+			"$(PY) -m job.vectors --help"; exit 2; }
+	@$(PY) -m job.vectors --bootstrap 127.0.0.1:$(KAFKA_PORT) --catalogue "$(CATALOGUE)" \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(FROM),--from $(FROM)) \
+		$(if $(SPACE),--space "$(SPACE)") $(ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 

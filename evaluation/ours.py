@@ -65,7 +65,7 @@ def learn_before_split(
         config = dataclasses.replace(config, source=Source.TEXT)
     learned = learn(ids, titles, categories, _interactions(log, training), config)
     if given is None:
-        space, vectors = learned.space, learned.vectors(ids, titles, categories)
+        space, vectors = learned.space, learned.vectors
     else:
         space, vectors = given
         missing = np.flatnonzero(~vectors.any(axis=1))
@@ -81,7 +81,7 @@ def learn_before_split(
         )
         raise DataError(msg)
     made = [
-        Product(ids[at], space, "", titles[at], categories[at], **learned.facts(ids[at]))
+        Product(ids[at], space, "", titles[at], categories[at], **learned.facts(at))
         for at in kept.tolist()
     ]
     return Stock(made, vectors[kept])

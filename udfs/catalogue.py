@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 from udfs.facts import ProductFacts
 from udfs.index import Boosts, ExactIndex, SlotTable
 from udfs.lexical import LexicalIndex
-from udfs.schemas import Product, ProductChange, ProductDetails, Reason, RejectedError
+from udfs.schemas import (
+    Product,
+    ProductChange,
+    ProductDetails,
+    Reason,
+    RejectedError,
+    SpaceNotice,
+)
 
 FloatMatrix = NDArray[np.float32]
 Slots = NDArray[np.int32]
@@ -27,6 +35,10 @@ VERSION: Final = 3
 _READABLE: Final = (1, 2, 3)
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
+_ANNOUNCED_KEY: Final = "s"
+_ANNOUNCED_VERSION: Final = 1
+# Length of the text part of a product's vector in a space that begins with the texts' space.
+TEXT_PART_LENGTH: Final = math.sqrt(0.5)
 
 
 class CatalogueVersionError(ValueError):
@@ -53,7 +65,22 @@ class _Entry(msgspec.Struct, array_like=True):
     first_seen_ms: int = 0
 
 
+class _Announced(msgspec.Struct, array_like=True):
+    """Broadcast state of the newest announced space, format v1: msgpack."""
+
+    version: int
+    space: str
+    started_ms: int
+    partitions: int
+    complete: list[int]
+    """Partitions in which the notice stands that it is complete, ascending."""
+
+    def is_complete(self) -> bool:
+        return len(self.complete) >= self.partitions
+
+
 _entry_encoder = msgspec.msgpack.Encoder()
+_announced_decoder = msgspec.msgpack.Decoder(_Announced)
 _entry_decoder = msgspec.msgpack.Decoder(_Entry)
 
 
@@ -68,10 +95,13 @@ class _Matches(NamedTuple):
 class Catalogue:
     """Products by id, with one active embedding space that alone is searched.
 
-    A product published in another space keeps its old vector beside the new one. Once the new
-    space holds at least ``switch_share`` of the active one's products, it becomes the active space
-    in one step and the vectors of the others are dropped: at no time do two spaces mix, and at no
-    time is there nothing to search.
+    A product published in another space keeps its old vector beside the new one. The new space
+    becomes the active one in one step, and the vectors of the others are dropped: at no time do
+    two spaces mix, and at no time is there nothing to search. It does so
+
+    - where notices announced it: when they say in all partitions that it is complete; once there
+      was a notice, no other space takes over;
+    - else once it holds at least ``switch_share`` of the active one's products.
     """
 
     def __init__(
@@ -86,7 +116,8 @@ class Catalogue:
 
         Args:
             encoder: Embeds a search query; None where searches shall move nobody.
-            encoder_space: The only space in which ``encoder`` has a meaning.
+            encoder_space: The space in which ``encoder`` has a meaning; it also has one in each
+                whose name begins with this and a plus sign: there its vectors are the first part.
             switch_share: Share of the active space's products that a new space needs, 0 to 1.
             dimensions: The vector length that every product must have; 0: a space's first product
                 decides for that space.
@@ -106,6 +137,7 @@ class Catalogue:
         """What is known of products beside their vectors."""
         self._lexical = LexicalIndex(remembered=_REMEMBERED_MATCHES)
         self._matches: dict[tuple[str, int], _Matches] = {}
+        self._announced: _Announced | None = None
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -139,9 +171,18 @@ class Catalogue:
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
-        if self._encoder is None or self.space is None or self.space != self._encoder_space:
+        if self._encoder is None or self.space is None:
             return None
-        return self._encoder(query)
+        if self.space == self._encoder_space:
+            return self._encoder(query)
+        if not self._begins_with_text(self.space):
+            return None
+        vector = self._encoder(query)
+        if vector is None or len(vector) > self.dimensions:
+            return None
+        filled = np.zeros(self.dimensions, dtype=np.float32)
+        filled[: len(vector)] = vector
+        return filled
 
     def matches(self, query: str, limit: int) -> tuple[Slots, FloatMatrix]:
         """Find the products in stock that hold a search's words; see :class:`LexicalIndex`.
@@ -248,6 +289,8 @@ class Catalogue:
         self.facts.put(product, changed_us // 1000)
         if self._should_switch(space):
             return list(self._switch(space, changed_us, changes))
+        if space == self._encoder_space and self._active is not None:
+            self._place_by_text(product_id, vector, self._active)
         self._refresh(product_id)
         return [self._changed(product_id)]
 
@@ -277,6 +320,47 @@ class Catalogue:
                 return [(_PRODUCT_PREFIX + product_id, None), *switched]
         return [(_PRODUCT_PREFIX + product_id, None)]
 
+    def notice(
+        self,
+        notice: SpaceNotice,
+        partition: int,
+        *,
+        changed_us: int = 0,
+        changes: list[ProductChange] | None = None,
+    ) -> list[StateChange]:
+        """Take note that a space is being published, or is complete; the latter may switch to it.
+
+        Args:
+            notice: What the catalogue topic says.
+            partition: The partition that says so.
+            changed_us: The time of the change, epoch microseconds.
+            changes: Takes what a switch of spaces made of products.
+
+        Returns:
+            What the broadcast state must store.
+        """
+        known = self._announced
+        if known is not None and notice.started_ms < known.started_ms:
+            return []
+        same = known is not None and (known.space, known.started_ms) == (
+            notice.space,
+            notice.started_ms,
+        )
+        complete = set(known.complete) if known is not None and same else set()
+        if notice.complete:
+            complete.add(partition)
+        self._announced = _Announced(
+            _ANNOUNCED_VERSION,
+            notice.space,
+            notice.started_ms,
+            notice.partitions,
+            sorted(complete),
+        )
+        stored: list[StateChange] = [(_ANNOUNCED_KEY, _entry_encoder.encode(self._announced))]
+        if self._vectors.get(notice.space) and self._should_switch(notice.space):
+            stored.extend(self._switch(notice.space, changed_us, changes))
+        return stored
+
     def load(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Fill an empty catalogue from the broadcast state, after a restore.
 
@@ -287,6 +371,9 @@ class Catalogue:
         for key, value in items:
             if key == _ACTIVE_KEY:
                 active = value.decode()
+                continue
+            if key == _ANNOUNCED_KEY:
+                self._announced = _read_announced(value)
                 continue
             try:
                 entry = _entry_decoder.decode(value)
@@ -312,8 +399,31 @@ class Catalogue:
             return False
         if self._active is None:
             return True
+        announced = self._announced
+        if announced is not None:
+            return announced.space == space and announced.is_complete()
         needed = self._switch_share * len(self._active_vectors)
         return len(self._vectors[space]) >= max(1.0, needed)
+
+    def _begins_with_text(self, space: str) -> bool:
+        return self._encoder_space is not None and space.startswith(f"{self._encoder_space}+")
+
+    def _place_by_text(self, product_id: str, text: FloatMatrix, space: str) -> None:
+        """Give a product of the texts' space a place in one that begins with it, if it has none.
+
+        A service that writes one product need not know what the whole catalogue was learned from.
+        """
+        vectors = self._vectors[space]
+        if not self._begins_with_text(space) or not vectors:
+            return
+        known = vectors.get(product_id)
+        length = len(next(iter(vectors.values())))
+        if length < len(text) or (known is not None and known[len(text) :].any()):
+            return
+        placed = np.zeros(length, dtype=np.float32)
+        # As long as the text part of the others, so that a search does not prefer it.
+        placed[: len(text)] = text * np.float32(TEXT_PART_LENGTH)
+        vectors[product_id] = placed
 
     def _activate(self, space: str) -> None:
         self._active = space
@@ -338,6 +448,8 @@ class Catalogue:
     def _switch(
         self, space: str, changed_us: int, changes: list[ProductChange] | None
     ) -> Iterator[StateChange]:
+        for product_id, text in self._vectors.get(self._encoder_space or "", {}).items():
+            self._place_by_text(product_id, text, space)
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():
@@ -389,6 +501,18 @@ class Catalogue:
             self.facts.first_seen_ms(product_id),
         )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _read_announced(value: bytes) -> _Announced:
+    try:
+        announced = _announced_decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        msg = f"announced space: {error}"
+        raise CatalogueVersionError(msg) from error
+    if announced.version != _ANNOUNCED_VERSION:
+        msg = f"announced space of version {announced.version}, this reads {_ANNOUNCED_VERSION}"
+        raise CatalogueVersionError(msg)
+    return announced
 
 
 def _product_of(product_id: str, entry: _Entry) -> Product:

@@ -40,6 +40,7 @@ from udfs.schemas import (
     MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
     MS_A_DAY,
+    SPACE_KEY,
     DeadLetter,
     Erasure,
     Event,
@@ -52,6 +53,7 @@ from udfs.schemas import (
     SaveBatch,
     decode_event,
     decode_product,
+    decode_space_notice,
     decode_tombstone,
     split_record,
 )
@@ -272,6 +274,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             if payload is None:
                 changes = self._catalogue.delete(
                     decode_tombstone(key), changed_us=changed_us, changes=shown
+                )
+            elif key == SPACE_KEY:
+                changes = self._catalogue.notice(
+                    decode_space_notice(payload), value[2], changed_us=changed_us, changes=shown
                 )
             else:
                 changes = self._catalogue.upsert(

@@ -38,6 +38,8 @@ MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
 # Related products that a product may name: what a lookup gathers is as wide as the longest list.
 MAX_RELATED: Final = 128
 MAX_RELATED_WEIGHT: Final = 1000.0
+# The key of what the catalogue topic says of a space; no product may have it.
+SPACE_KEY: Final = "\0space"
 # JSON numbers that fit a CQL int.
 MAX_INT32: Final = 2**31 - 1
 
@@ -101,9 +103,26 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     rebuy_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
+class SpaceNotice(msgspec.Struct, frozen=True):
+    """On the catalogue topic, under :data:`SPACE_KEY`: a space is being published, or is complete.
+
+    It stands in every partition, before and behind the products of the space: order between
+    partitions there is none, within one there is. Of two publications the one that started later
+    holds.
+    """
+
+    space: Identifier
+    started_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+    """When the publication started, epoch milliseconds."""
+    partitions: Annotated[int, msgspec.Meta(ge=1)]
+    """In how many partitions it stands."""
+    complete: bool = False
+
+
 _Wire = TypeVar("_Wire")
 _event_decoder = msgspec.json.Decoder(Event)
 _product_decoder = msgspec.json.Decoder(Product)
+_notice_decoder = msgspec.json.Decoder(SpaceNotice)
 _encoder = msgspec.json.Encoder()
 
 
@@ -183,6 +202,15 @@ def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float3
     return product, decode_vector(product.embedding)
 
 
+def decode_space_notice(payload: bytes) -> SpaceNotice:
+    """Decode what the catalogue topic says of a space.
+
+    Raises:
+        RejectedError: The record must go to the dead letters.
+    """
+    return _decode(_notice_decoder, payload)
+
+
 def decode_tombstone(key: str) -> str:
     """Read the product id that a record without a value deletes.
 
@@ -236,6 +264,11 @@ def encode_event(event: Event) -> bytes:
 def encode_product(product: Product) -> bytes:
     """Encode a product for the wire, the inverse of :func:`decode_product`."""
     return _encoder.encode(product)
+
+
+def encode_space_notice(notice: SpaceNotice) -> bytes:
+    """Encode what the catalogue topic says of a space; goes under :data:`SPACE_KEY`."""
+    return _encoder.encode(notice)
 
 
 def encode_vector(vector: NDArray[np.float32]) -> str:

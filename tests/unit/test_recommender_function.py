@@ -13,6 +13,8 @@ import pytest
 from pyflink.common import Row
 
 from tests.unit.builders import (
+    NOW_MS,
+    FloatMatrix,
     Vectors,
     event_json,
     naive_sums,
@@ -33,6 +35,7 @@ from udfs.recommender_function import (
 )
 from udfs.schemas import (
     HEARTBEAT_PARTITION,
+    SPACE_KEY,
     DeadLetter,
     Erasure,
     Origin,
@@ -40,7 +43,9 @@ from udfs.schemas import (
     ProductDetails,
     Reason,
     SaveBatch,
+    SpaceNotice,
     decode_event,
+    encode_space_notice,
     frame_record,
 )
 
@@ -219,8 +224,8 @@ class Harness:
         changes = {"ts": self.clock.now_ms, "user_id": user, **changes}
         self.send(event_json(event_id=f"e{number}", **changes), user)
 
-    def broadcast(self, key: str, payload: bytes | None) -> None:
-        row = Row(key, payload, 3, 17)
+    def broadcast(self, key: str, payload: bytes | None, partition: int = 3) -> None:
+        row = Row(key, payload, partition, 17)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def heartbeat(self) -> None:
@@ -910,3 +915,49 @@ def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
 def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RecommenderConfig(**wrong)
+
+
+def test_an_announced_space_takes_over_when_every_partition_says_so(
+    clock: Clock, shop: Harness
+) -> None:
+    shop.event(1, product_id="p1")
+    shop.advance(1000)
+    old = shop.profile().space
+    notices = [SpaceNotice("new", 1, 2, complete=done) for done in (False, True)]
+    for partition in range(2):
+        shop.broadcast(SPACE_KEY, encode_space_notice(notices[0]), partition)
+    for number in range(len(PRODUCTS)):
+        shop.product(number, space="new", embedding=[1.0, float(number)])
+    shop.broadcast(SPACE_KEY, encode_space_notice(notices[1]), 0)
+    shop.event(2, product_id="p2")
+    shop.advance(1000)
+    assert shop.profile().space == old
+    shop.broadcast(SPACE_KEY, encode_space_notice(notices[1]), 1)
+    restarted = Harness(clock, RecommenderConfig(), shop.backend)
+    restarted.event(3, product_id="p2")
+    restarted.advance(1000)
+    # Rebuilt from what the user touched, in the vectors of the new space.
+    moved = restarted.profile()
+    assert (moved.space, moved.sums.shape, moved.waiting) == ("new", (2, 2), 0)
+    vectors = {f"p{n}": unit([1.0, float(n)]) for n in range(len(PRODUCTS))}
+    events = [
+        decode_event("u", event_json(event_id=f"e{at}", ts=time_ms, product_id=item), NOW_MS * 2)
+        for at, (time_ms, _, item) in enumerate(moved.interactions())
+    ]
+    assert len(events) == 3
+    expected, newest = naive_sums(events, Vectors(vectors), ProfileConfig())
+    np.testing.assert_allclose(
+        decayed_sums(moved, ProfileConfig(), newest), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def unit(numbers: list[float]) -> FloatMatrix:
+    vector = np.array(numbers)
+    scaled: FloatMatrix = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return scaled
+
+
+@pytest.mark.parametrize("payload", [b"{", b'{"space":"new"}', b'{"space":"","partitions":1}'])
+def test_a_notice_that_is_none_goes_to_the_dead_letters(shop: Harness, payload: bytes) -> None:
+    shop.broadcast(SPACE_KEY, payload)
+    assert [letter.payload for letter in shop.letters()] == [payload]
