@@ -71,7 +71,7 @@ _VERBS: Final = {SEARCH_KIND: SEARCHED, PURCHASE_KIND: BOUGHT}
 class RankingConfig:
     """Constants of the ranking; every one is an option of the job."""
 
-    recent: int = 6
+    recent: int = 12
     """How far back interactions are used as queries of their own, in positions."""
     position_exponent: float = 1.25
     """How fast an interaction's related products fade with its position: (1 + n) ** -exponent."""
