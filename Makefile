@@ -35,7 +35,7 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale vectors test unit lint format lock \
-	upgrade bench-pipeline bench-scale bench-lookup bench chaos clean
+	upgrade bench-pipeline bench-scale bench-lookup bench-vectors bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -147,6 +147,10 @@ bench-scale: env jars ## Throughput over users, products and parallelism; memory
 
 bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearch
 	@$(PY) -m benchmarks.lookup
+
+bench-vectors: env ## What vectors from text, behaviour and both find: make bench-vectors CATALOGUE=file EVENTS=log SPLIT=time
+	@$(PY) -m benchmarks.vectors $(if $(CATALOGUE),--catalogue "$(CATALOGUE)") \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(SPLIT),--split $(SPLIT)) $(ARGS)
 
 bench: bench-lookup bench-pipeline bench-scale ## All benchmarks
 
