@@ -299,7 +299,7 @@ def compute(given: argparse.Namespace, config: VectorsConfig) -> tuple[Summary, 
     titles = [line.title for line in catalogue.lines]
     categories = [line.category for line in catalogue.lines]
     source = Source(given.source) if given.source else _best_source(titles, categories, log)
-    with tqdm(desc="learning", unit=" products", leave=True) as bar:
+    with tqdm(total=len(ids), desc="learning", unit=" products") as bar:
 
         def told(what: str, done: int) -> None:
             bar.set_description(what)
