@@ -98,7 +98,7 @@ class VectorsConfig:
     """What a new product counts among the related ones of others; 0: it is among none."""
     new_related: int = 10
     """Most new products among the related ones of a product."""
-    sequences: Sequences = Sequences.USER
+    sequences: Sequences = Sequences.SESSION
     """What is one sequence of the log."""
     session_gap_s: float = 1800.0
     """Events without a session id: the pause of a user that ends one, seconds."""
