@@ -45,7 +45,7 @@ FLINK_JARS := build/jars/flink/.done
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
 	variants vectors test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline \
-	bench-scale bench-lookup bench-search bench-api bench chaos clean
+	bench-scale bench-lookup bench-search bench-vectors bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -195,6 +195,10 @@ bench-search: env ## What one search finds, against TF-IDF and against the vecto
 
 bench-api: env jars ## Requests/s and times of the HTTP service, beside the bare driver (needs wrk)
 	@$(PY) -m benchmarks.api
+
+bench-vectors: env ## What vectors of each kind find: make bench-vectors CATALOGUE=file EVENTS=log SPLIT=time
+	@$(PY) -m benchmarks.vectors $(if $(CATALOGUE),--catalogue "$(CATALOGUE)") \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(SPLIT),--split $(SPLIT)) $(ARGS)
 
 bench: bench-lookup bench-search bench-pipeline bench-scale bench-api ## All benchmarks
 

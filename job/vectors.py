@@ -129,23 +129,34 @@ class _Log:
     other: int
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the command line's parser."""
     result = argparse.ArgumentParser(
         prog="python -m job.vectors",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Gives the products of a catalogue vectors and publishes them.",
+        formatter_class=_Help,
     )
-    result.add_argument("--catalogue", type=Path, required=True, help="products")
-    result.add_argument("--events", type=Path, help="event log")
+    result.add_argument(
+        "--catalogue", type=Path, required=True, help="products, .jsonl or .jsonl.gz"
+    )
+    result.add_argument("--events", type=Path, help="event log, .jsonl or .jsonl.gz")
     result.add_argument(
         *("--from",),
         dest="source",
         choices=[one.value for one in Source],
-        help="what vectors are made from; None: both where there are texts and a log, else what"
-        " there is. A shop without a search loses nothing by behaviour alone",
+        help="what vectors are made from (default: both where there are texts and a log, else what"
+        " there is); in a space from behaviour alone searches move nobody",
     )
-    result.add_argument("--space", help="name of the space; None: made from what it is learned of")
+    result.add_argument(
+        "--space", help="name of the space (default: made from what it is learned of)"
+    )
     result.add_argument(
         *("--bad-lines",),
         type=OnBadLine,
@@ -161,8 +172,10 @@ def parser() -> argparse.ArgumentParser:
         help="publish, but do not let the job switch: a start without this does, at once",
     )
     result.add_argument("--work", type=Path, default=Path("build/vectors"), help="for resuming")
-    result.add_argument("--bootstrap", help="Kafka's bootstrap servers")
-    result.add_argument("--topic", help="the catalogue topic")
+    result.add_argument(
+        "--bootstrap", help="Kafka's bootstrap servers (default: as by the service)"
+    )
+    result.add_argument("--topic", help="the catalogue topic (default: as by the service)")
     result.add_argument(
         *("--timeout-s",), type=float, default=120.0, help="of a record's acknowledgement, seconds"
     )
@@ -299,7 +312,7 @@ def compute(given: argparse.Namespace, config: VectorsConfig) -> tuple[Summary, 
     titles = [line.title for line in catalogue.lines]
     categories = [line.category for line in catalogue.lines]
     source = Source(given.source) if given.source else _best_source(titles, categories, log)
-    with tqdm(desc="learning", unit=" products", leave=True) as bar:
+    with tqdm(total=len(ids), desc="learning", unit=" products") as bar:
 
         def told(what: str, done: int) -> None:
             bar.set_description(what)

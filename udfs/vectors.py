@@ -98,7 +98,7 @@ class VectorsConfig:
     """What a new product counts among the related ones of others; 0: it is among none."""
     new_related: int = 10
     """Most new products among the related ones of a product."""
-    sequences: Sequences = Sequences.USER
+    sequences: Sequences = Sequences.SESSION
     """What is one sequence of the log."""
     session_gap_s: float = 1800.0
     """Events without a session id: the pause of a user that ends one, seconds."""
@@ -291,7 +291,8 @@ def _similar(
         slots, cosines = index.search_slots(text[targets[start : start + _ROWS_AT_ONCE]], k)
         columns.append(sources[slots])
         weights.append(np.maximum(cosines, 0) ** np.float32(config.closeness_exponent))
-        told("products like the new ones", min(len(targets), start + _ROWS_AT_ONCE))
+        left = max(0, len(targets) - start - _ROWS_AT_ONCE)
+        told("products like the new ones", len(text) - left)
     weight = np.vstack(weights)
     total = weight.sum(axis=1, keepdims=True)
     weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > _LEAST_LENGTH)

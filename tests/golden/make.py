@@ -19,9 +19,11 @@ from udfs.schemas import (
     EventType,
     Origin,
     Product,
+    SpaceNotice,
     decode_vector,
     encode_event,
     encode_product,
+    encode_space_notice,
     encode_vector,
     frame_record,
 )
@@ -206,6 +208,20 @@ def _wire_product_v2() -> tuple[bytes, dict[str, Any]]:
     }
 
 
+def _announced() -> tuple[bytes, dict[str, Any]]:
+    """A space's notice as on the wire, and the broadcast state entry that it leaves behind."""
+    notice = SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True)
+    ((key, value),) = Catalogue().notice(notice, 2)
+    assert value is not None
+    lines = (encode_space_notice(notice), f"{key.encode().hex()} {value.hex()}".encode())
+    return b"\n".join(lines) + b"\n", {
+        "space": "text3-v1+é",
+        "started_ms": NOW_MS,
+        "partitions": 3,
+        "complete": True,
+    }
+
+
 def main() -> None:
     """Write the files that do not exist yet."""
     for name, make in (
@@ -216,6 +232,7 @@ def main() -> None:
         ("product_v1", _wire_product),
         ("profile_v2", _profile_v2),
         ("product_v2", _wire_product_v2),
+        ("space_v1", _announced),
     ):
         target = FOLDER / f"{name}.bin"
         if target.exists():

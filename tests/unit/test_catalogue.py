@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
 from udfs.catalogue import Catalogue, CatalogueVersionError
-from udfs.schemas import Product, Reason, RejectedError, SpaceNotice
+from udfs.schemas import Product, Reason, RejectedError, SpaceNotice, decode_space_notice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = {"a": 4, "b": 6, "c": 3}
@@ -445,6 +445,23 @@ def test_the_publication_that_started_later_holds_whatever_is_read_first() -> No
 def test_an_announcement_of_an_unknown_format_is_refused(value: bytes) -> None:
     with pytest.raises(CatalogueVersionError, match="announced space"):
         Catalogue().load([("s", value)])
+
+
+def test_a_golden_announcement_is_read() -> None:
+    expected = json.loads((GOLDEN / "space_v1.json").read_text(encoding="utf-8"))
+    wire, entry = (GOLDEN / "space_v1.bin").read_bytes().splitlines()
+    assert decode_space_notice(wire) == SpaceNotice(**expected)
+    key, value = (bytes.fromhex(part) for part in entry.decode().split())
+    catalogue = Catalogue()
+    catalogue.load([(key.decode(), value)])
+    space = expected["space"]
+    catalogue.upsert(Product("p0", "other", []), VECTORS["a"][0])
+    catalogue.upsert(Product("p0", space, []), VECTORS["b"][0])
+    for partition in (2, 0):  # 2 has said so before
+        catalogue.notice(SpaceNotice(**expected), partition)
+        assert catalogue.space == "other"
+    catalogue.notice(SpaceNotice(**expected), 1)
+    assert catalogue.space == space
 
 
 WORDS = unit_vectors(4, 3, seed=8)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from job import vectors
 from tests.unit.builders import NOW_MS
 from udfs.behaviour import BehaviourConfig
 from udfs.query_encoder import SPACE, encode_products
-from udfs.schemas import SPACE_KEY, SpaceNotice, decode_product, decode_space_notice
+from udfs.schemas import SPACE_KEY, EventType, SpaceNotice, decode_product, decode_space_notice
 from udfs.vectors import VectorsConfig
 
 PARTITIONS = 3
@@ -273,6 +273,21 @@ def test_what_of_the_files_is_left_out_is_counted(
     assert "c.jsonl, line 4" in told.err
     assert "e.jsonl, line 6" in told.err
     assert products_of(folder / "out.jsonl")["mug"]["title"] == "new mug"
+
+
+@pytest.mark.skipif("erase" not in get_args(EventType), reason="no such event here")
+def test_of_an_erased_user_nothing_is_learned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = write(folder / "c.jsonl", *PRODUCTS)
+    log = purchases(["mug", "cup"], ["mug", "lämp"])
+    log.append({"event_id": "x", "user_id": "u0", "type": "erase", "ts": NOW_MS})
+    log.append({**log[0], "event_id": "later"})
+    events = write(folder / "e.jsonl", *log)
+    arguments = ["--catalogue", str(catalogue), "--events", str(events), "--new-weight", "0"]
+    assert run(*arguments, "--output", "out.jsonl") == 0
+    assert summary(capsys)["events"] == 3
+    assert "cup" not in products_of(folder / "out.jsonl")["mug"]["related"]
 
 
 @pytest.mark.parametrize(
