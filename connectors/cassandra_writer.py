@@ -438,7 +438,7 @@ def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], i
         The CQL values and their size in bytes, with the lengths on the wire.
     """
     user, event_id = event.user_id.encode(), event.event_id.encode()
-    size = len(user) + len(event_id) + 80 + len(variant or "")
+    size = len(user) + len(event_id) + 84
     product: Any = UNSET_VALUE
     query: Any = UNSET_VALUE
     session: Any = UNSET_VALUE
@@ -451,6 +451,10 @@ def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], i
     if event.session_id is not None:
         session = event.session_id.encode()
         size += len(session)
+    named: Any = UNSET_VALUE
+    if variant is not None:
+        named = variant.encode()
+        size += len(named)
     values = [
         user,
         _UINT32.pack(_EPOCH_DAY + event.ts // MS_A_DAY),
@@ -462,7 +466,7 @@ def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], i
         session,
         UNSET_VALUE if event.dwell_ms is None else _INT32.pack(event.dwell_ms),
         UNSET_VALUE if event.quantity is None else _INT32.pack(event.quantity),
-        UNSET_VALUE if variant is None else variant.encode(),
+        named,
     ]
     return values, size
 

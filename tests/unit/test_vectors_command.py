@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from job import vectors
 from tests.unit.builders import NOW_MS
 from udfs.behaviour import BehaviourConfig
 from udfs.query_encoder import SPACE, encode_products
-from udfs.schemas import SPACE_KEY, EventType, SpaceNotice, decode_product, decode_space_notice
+from udfs.schemas import SPACE_KEY, SpaceNotice, decode_product, decode_space_notice
 from udfs.vectors import VectorsConfig
 
 PARTITIONS = 3
@@ -275,7 +275,6 @@ def test_what_of_the_files_is_left_out_is_counted(
     assert products_of(folder / "out.jsonl")["mug"]["title"] == "new mug"
 
 
-@pytest.mark.skipif("erase" not in get_args(EventType), reason="no such event here")
 def test_of_an_erased_user_nothing_is_learned(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
