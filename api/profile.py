@@ -95,7 +95,7 @@ def profile(user_id: str) -> Response:
     """Answer with a user's last interactions and the categories that they lean to."""
     parts = services()
     now = now_ms()
-    events = _last_events(user_id, _LIMIT.read(), now)
+    events = last_events(user_id, _LIMIT.read(), now)
     rows = parts.shelf.products({one.product_id for one in events if one.product_id is not None})
     found = parts.store.recommendations(user_id)
     config = ProfileConfig()
@@ -158,7 +158,17 @@ def lean(
     ]
 
 
-def _last_events(user_id: str, limit: int, now: int) -> list[StoredEvent]:
+def last_events(user_id: str, limit: int, now: int) -> list[StoredEvent]:
+    """Return at most ``limit`` of a user's newest events, newest first, of some months.
+
+    Args:
+        user_id: Whose.
+        limit: From 1.
+        now: Epoch milliseconds.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
     parts = services()
     end = now + MAX_FUTURE_MS + 1
     start = max(0, end - parts.config.event_history_days * SECONDS_A_DAY * 1000)
