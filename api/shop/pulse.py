@@ -71,7 +71,7 @@ class Pulse:
         self._last: tuple[str, float, dict[str, float]] | None = None
         self._looked_at = float("-inf")
         self._wanted = threading.Event()
-        self._closed = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self.state: State = "not_configured" if url is None else "not_reachable"
 
@@ -82,13 +82,13 @@ class Pulse:
 
     def close(self) -> None:
         """End; a question under way is not waited for longer than it may take."""
-        self._closed = True
+        self._closing.set()
         self._wanted.set()
         if self._thread.is_alive():
             self._thread.join(_TIMEOUT_SECONDS + EVERY_SECONDS)
 
     def samples(self, since: int) -> list[Sample]:
-        """Return the samples after ``since``, epoch milliseconds, oldest first; and go on asking."""
+        """Return the samples after ``since`` (epoch ms), oldest first, and go on asking."""
         self._looked_at = self._clock()
         self._wanted.set()
         return [one for one in tuple(self._samples) if one.at > since]
@@ -147,9 +147,9 @@ class Pulse:
         return answer.json()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closing.is_set():
             self._wanted.wait()
-            if self._closed:
+            if self._closing.is_set():
                 return
             if self._clock() - self._looked_at > _LOOKED_AT_SECONDS:
                 self._wanted.clear()
@@ -161,4 +161,4 @@ class Pulse:
                 self.look()
             except Exception:
                 logger.exception("the live figures cannot be read")
-            time.sleep(max(0.1, EVERY_SECONDS - (time.monotonic() - begun)))
+            self._closing.wait(max(0.1, EVERY_SECONDS - (time.monotonic() - begun)))

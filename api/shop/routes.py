@@ -197,7 +197,7 @@ def shop_products() -> Response:
     hits: list[Hit] = []
     rows: list[ProductRow] = []
     if query is not None:
-        hits = window.shelves.search(memory, query, category, limit, in_stock=in_stock)
+        hits = window.shelves.search(memory, query, category, in_stock=in_stock)
         total = len(hits)
     else:
         total = sum(
@@ -209,7 +209,7 @@ def shop_products() -> Response:
             rows = window.shelves.newest(limit, in_stock=in_stock)
         else:
             rows = window.shelves.browse(category, limit, in_stock=in_stock)
-    found = [_found(hit.row, hit.match) for hit in hits] + [_found(row, None) for row in rows]
+    found = [_found(hit.row, hit.match) for hit in hits[:limit]] + [_found(row, None) for row in rows]
     return cacheable(ShopProducts(found, total, memory.caught_up), seconds=0)
 
 

@@ -101,11 +101,10 @@ class Shelves:
         memory: CatalogueMemory,
         query: str,
         category: str | None,
-        limit: int,
         *,
         in_stock: bool,
     ) -> list[Hit]:
-        """Return at most ``limit`` products for what somebody typed, best first.
+        """Return the products for what somebody typed, best first, some hundred at most.
 
         First those that hold its words, each by the blend of words and vector that
         `udfs.lexical` recommends; then the nearest of the others.
@@ -131,7 +130,7 @@ class Shelves:
             one
             for one in hits
             if (one.row.in_stock or not in_stock) and category in (None, one.row.category)
-        ][:limit]
+        ]
 
     def _shelf(self, category: str, *, in_stock: bool) -> Iterator[ProductRow]:
         ids = self._sorted.get(category)
