@@ -45,6 +45,11 @@ class Watch:
         self._titles = titles()
         self._last: Status | None = None
 
+    @property
+    def window_url(self) -> str:
+        """Where the shop window is."""
+        return f"{self._api}/"
+
     def look(self) -> Status:
         """Ask Flink and the HTTP service once."""
         flink = self._stack.flink
@@ -130,7 +135,8 @@ def show(watch: Watch, *, every: float = 1.0, out: TextIO = sys.stdout) -> None:
             width = shutil.get_terminal_size().columns - 1
             if drawn:
                 out.write(f"\x1b[{drawn}F\x1b[J")
-            text = [line[:width] for line in [*text, "", "Ctrl-C stops everything"]]
+            text += ["", f"shop window  {watch.window_url}", "Ctrl-C stops everything"]
+            text = [line[:width] for line in text]
             drawn = len(text)
         out.write("\n".join(text) + "\n")
         out.flush()

@@ -4,8 +4,9 @@ import { get, id } from "./api.js";
 import { buy, openCartWith } from "./cart.js";
 import { dislike } from "./dislikes.js";
 import { $, h, icon, price, toast } from "./dom.js";
-import { product as findProduct, remember } from "./products.js";
-import { track } from "./session.js";
+import { product as findProduct, recall, remember } from "./products.js";
+import { sentence } from "./reasons.js";
+import { session, track } from "./session.js";
 import { readable, tile } from "./tiles.js";
 
 const MARK = "#product=";
@@ -56,6 +57,7 @@ export function openProduct(product) {
           price(product.price),
           h("small", {}, product.in_stock === false ? "out of stock" : "in stock"),
         ),
+        place(product),
         h(
           "div.buttons",
           {},
@@ -93,6 +95,15 @@ export function openProduct(product) {
   fillAlike(alike, product);
 }
 
+/** Where the product stands in the visitor's list, and why. */
+function place(product) {
+  const items = session.list?.items ?? [];
+  const at = items.findIndex((one) => one.product_id === product.product_id);
+  if (at < 0) return null;
+  const why = sentence(items[at].reason, (one) => recall(one)?.title || one);
+  return h("p.place", {}, `Number ${at + 1} of your list. ${why}.`);
+}
+
 async function fillAlike(box, product) {
   let found;
   try {
@@ -112,7 +123,7 @@ async function fillAlike(box, product) {
         h(
           "li.item",
           {},
-          tile(one, true),
+          tile(one),
           h(
             "div.text",
             {},

@@ -95,7 +95,7 @@ export function tile(product, mini = false) {
   const name = readable(product.category || "?");
   const drawing = s(
     mini ? "svg.tile.mini" : "svg.tile",
-    { viewBox: "0 0 160 120", preserveAspectRatio: "xMidYMid slice", "aria-hidden": "true" },
+    { viewBox: "0 0 160 120", preserveAspectRatio: mini ? "xMidYMid slice" : "xMinYMax slice", "aria-hidden": "true" },
     s("rect.t1", { width: 160, height: 120 }),
     pattern(random),
     s(
