@@ -209,7 +209,9 @@ def shop_products() -> Response:
             rows = window.shelves.newest(limit, in_stock=in_stock)
         else:
             rows = window.shelves.browse(category, limit, in_stock=in_stock)
-    found = [_found(hit.row, hit.match) for hit in hits[:limit]] + [_found(row, None) for row in rows]
+    found = [_found(hit.row, hit.match) for hit in hits[:limit]] + [
+        _found(row, None) for row in rows
+    ]
     return cacheable(ShopProducts(found, total, memory.caught_up), seconds=0)
 
 

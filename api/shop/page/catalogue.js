@@ -61,7 +61,10 @@ async function add(event) {
   const began = performance.now();
   event.target.reset();
   preview();
-  const found = await until(() => get(`/v1/products/${id(product)}`).catch(() => null));
+  // Among the last changed and not by its id: until the service has read it, that would be an error.
+  const found = await until(async () =>
+    (await ledger("")).products.find((one) => one.product_id === product),
+  );
   if (!found) return;
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   remember([found]);
@@ -75,10 +78,16 @@ async function add(event) {
   lookAgain();
 }
 
+function ledger(query) {
+  const asked = new URLSearchParams({ stock: "all", order: "newest", limit: ROWS });
+  if (query) asked.set("query", query);
+  return get(`/shop/products?${asked}`);
+}
+
 async function until(look) {
   const end = performance.now() + WAIT_MS;
   while (performance.now() < end) {
-    const found = await look();
+    const found = await look().catch(() => null);
     if (found) return found;
     await new Promise((later) => setTimeout(later, 150));
   }
@@ -88,12 +97,9 @@ async function until(look) {
 
 async function refresh() {
   const mine = ++round;
-  const asked = new URLSearchParams({ stock: "all", order: "newest", limit: ROWS });
-  const query = $("find").value.trim();
-  if (query) asked.set("query", query);
   let found;
   try {
-    found = await get(`/shop/products?${asked}`);
+    found = await ledger($("find").value.trim());
   } catch (error) {
     $("ledger").replaceChildren(h("li.empty", {}, `The catalogue cannot be read: ${error.message}`));
     shown = "";
