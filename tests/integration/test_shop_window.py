@@ -458,3 +458,31 @@ def test_users_can_be_chosen(opened: Any) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#beliefs")).to_contain_text("Nothing is known")
     assert window.user == "shopper/9"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("viewed:p:1", "You looked at The p:1"),
+        ("bought:p1", "You bought The p1"),
+        ("searched:red tea", "You searched for “red tea”"),
+        ("vector", "Close to what you did lately"),
+        ("profile", "Close to what you did lately"),
+        ("trending in OFFICE_CHAIR", "Popular now in Office chair"),
+        ("trending", "Popular now"),
+        ("new in TEA", "New in Tea"),
+        ("in the catalogue", "From the whole shop, to begin with"),
+        ("in TEA", "From Tea"),
+        ("<b>another code", "<b>another code"),
+    ],
+)
+def test_reasons_are_sentences(service: Service, browser: Browser, reason: str, said: str) -> None:
+    page = browser.new_page()
+    page.goto(service.url + "/shop/settings")
+    found = page.evaluate(
+        "async (reason) => (await import('/shop/files/reasons.js'))"
+        ".sentence(reason, (product) => `The ${product}`)",
+        reason,
+    )
+    page.close()
+    assert found == said

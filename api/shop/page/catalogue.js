@@ -6,7 +6,7 @@ import { lookAgain } from "./foryou.js";
 import { openProduct } from "./product.js";
 import { forget, remember } from "./products.js";
 import { on, session } from "./session.js";
-import { refresh as refreshShelves, refreshCategories } from "./shelves.js";
+import { refreshCategories } from "./shelves.js";
 import { readable, tile } from "./tiles.js";
 
 const ROWS = 30;
@@ -74,7 +74,6 @@ async function add(event) {
   });
   refresh();
   refreshCategories();
-  refreshShelves();
   lookAgain();
 }
 
@@ -179,7 +178,7 @@ async function setStock(product, button) {
     return;
   }
   announce(`${product.title} is ${wanted ? "back in stock" : "out of stock"}.`);
-  await changed(product.product_id);
+  await changed();
 }
 
 function sure(product, button) {
@@ -207,7 +206,7 @@ async function remove(product) {
   }
   forget(product.product_id);
   toast(`Deleted: ${product.title}`);
-  await changed(product.product_id);
+  await changed();
 }
 
 async function changed() {
@@ -216,5 +215,4 @@ async function changed() {
   await new Promise((later) => setTimeout(later, 300));
   refresh();
   refreshCategories();
-  refreshShelves();
 }

@@ -101,7 +101,7 @@ function showFresh(error = null) {
   fresh.classList.toggle("wait", error === null && last !== null && followed === null);
   if (error) fresh.textContent = `no answer: ${error.message}`;
   else if (list?.degraded) fresh.textContent = "the list cannot be read; what is popular stands in";
-  else if (followed) fresh.textContent = `followed your ${DONE[followed.type]} in ${followed.seconds.toFixed(1)} s`;
+  else if (followed && last) fresh.textContent = `followed your ${DONE[followed.type]} in ${followed.seconds.toFixed(1)} s`;
   else if (last) fresh.textContent = `your ${DONE[last.type]} is on its way …`;
   else if (list?.source === "personal") fresh.textContent = "live";
   else fresh.textContent = "live; nothing is known of you yet";

@@ -10,7 +10,7 @@ import { startLive, watchLive } from "./live.js";
 import { startMap } from "./map.js";
 import { startProduct } from "./product.js";
 import { newVisitor, restoreUser, session, setUser } from "./session.js";
-import { startShelves } from "./shelves.js";
+import { startShelves, watchShelves } from "./shelves.js";
 
 const NEW = "new";
 const OTHER = "other";
@@ -23,6 +23,7 @@ function showView(view) {
     else button.removeAttribute("aria-current");
   }
   if (view === "foryou") $("changed").hidden = true;
+  watchShelves(view === "shop");
   watchCatalogue(view === "catalogue");
   watchLive(view === "live");
   // The map is drawn when it has a size.

@@ -73,6 +73,8 @@ export class Poll {
     } catch (error) {
       if (round !== this.round) return;
       this.failures += 1;
+      // What was shown instead must be replaced, also by the answer that was there before.
+      this.etag = null;
       this.trouble(error);
     }
     if (!this.running || round !== this.round) return;

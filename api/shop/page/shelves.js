@@ -4,6 +4,7 @@ import { ApiError, get } from "./api.js";
 import { openCartWith } from "./cart.js";
 import { dislike, isDisliked } from "./dislikes.js";
 import { $, count, debounce, h, icon, price, toast } from "./dom.js";
+import { Poll } from "./poll.js";
 import { openProduct } from "./product.js";
 import { remember } from "./products.js";
 import { on, track } from "./session.js";
@@ -14,7 +15,13 @@ const PAGE = 48;
 const SEARCHED_MS = 900;
 const LEAST_CHARACTERS = 3;
 
-const shown = { query: "", category: null, limit: PAGE, round: 0 };
+// The catalogue changes under the visitor's eyes, but not every moment.
+const LOOK_MS = 2000;
+
+const shown = { category: null, limit: PAGE };
+const poll = new Poll(path, take, (error) => {
+  if (error) $("shelf-note").textContent = `The shelves cannot be read: ${error.message}`;
+}, LOOK_MS);
 let searched = "";
 
 export async function startShelves() {
@@ -47,14 +54,20 @@ export async function startShelves() {
     refresh();
   });
   await refreshCategories();
-  await refresh();
+  poll.start();
+}
+
+/** Look at the shelves again and again while they are shown. */
+export function watchShelves(open) {
+  if (open && !poll.running) poll.start();
+  else if (!open) poll.stop();
 }
 
 const refreshSoon = debounce(160, () => refresh());
 const searchSoon = debounce(SEARCHED_MS, () => searchNow());
 
 function searchNow() {
-  const query = $("search").value.trim();
+  const query = typed();
   if ([...query].length < LEAST_CHARACTERS || query === searched) return;
   searched = query;
   track("search", { query }).catch((error) => toast(`The search was not sent: ${error.message}`));
@@ -100,20 +113,21 @@ function choose(category) {
 }
 
 /** Show what the shelves hold now. */
-export async function refresh() {
-  const round = ++shown.round;
-  const query = $("search").value.trim();
+export function refresh() {
+  if (poll.running) poll.now();
+}
+
+const typed = () => $("search").value.trim();
+
+function path() {
   const asked = new URLSearchParams({ limit: Math.min(shown.limit, 500) });
-  if (query) asked.set("query", query);
+  if (typed()) asked.set("query", typed());
   if (shown.category) asked.set("category", shown.category);
-  let found;
-  try {
-    found = await get(`/shop/products?${asked}`);
-  } catch (error) {
-    $("shelf-note").textContent = `The shelves cannot be read: ${error.message}`;
-    return;
-  }
-  if (round !== shown.round) return;
+  return `/shop/products?${asked}`;
+}
+
+function take(found) {
+  const query = typed();
   remember(found.products);
   const category = shown.category ? readable(shown.category) : null;
   $("shelf-title").textContent = query
@@ -135,7 +149,13 @@ export async function refresh() {
   if (!tiles.length) {
     tiles.push(h("li.empty", {}, query ? `Nothing is found for “${query}”.` : "The shelves are empty."));
   }
+  const focused = document.activeElement?.closest("#grid .item");
+  const at = focused ? [...focused.querySelectorAll("button")].indexOf(document.activeElement) : -1;
   $("grid").replaceChildren(...tiles);
+  if (focused) {
+    const again = tiles.find((one) => one.dataset.product === focused.dataset.product);
+    again?.querySelectorAll("button")[at]?.focus({ preventScroll: true });
+  }
 }
 
 function item(product) {
