@@ -10,6 +10,13 @@ export class ApiError extends Error {
   }
 }
 
+// How far this clock is off the service's, milliseconds; small differences are none.
+let skew = 0;
+const SKEW_MS = 30000;
+
+/** The time of the service, epoch milliseconds: an event of another time would be refused. */
+export const now = () => Date.now() + skew;
+
 /** Called when the service wants a key; resolves when there is one to try. */
 let askForKey = null;
 export function onKeyNeeded(ask) {
@@ -42,6 +49,8 @@ export async function request(method, path, { body, etag, signal } = {}) {
     cache: "no-store",
     body: body === undefined ? undefined : JSON.stringify(body),
   });
+  const date = Date.parse(response.headers.get("Date") ?? "");
+  if (Math.abs(date - Date.now()) > SKEW_MS) skew = date - Date.now();
   if (response.status === 304) return { status: 304, body: null, etag };
   const found = await response.json().catch(() => ({}));
   if (response.status === 401 && askForKey) {

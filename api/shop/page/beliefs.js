@@ -1,6 +1,6 @@
 // What the recommender believes of the visitor, in words, and the button that ends it.
 
-import { get, id, request } from "./api.js";
+import { get, id, now, request } from "./api.js";
 import { $, ago, h, toast } from "./dom.js";
 import { lookAgain } from "./foryou.js";
 import { newVisitor, on, session, setUser } from "./session.js";
@@ -78,7 +78,7 @@ function did(one) {
   const what = one.query ?? one.title ?? one.product_id ?? "";
   return [
     h("b", { title: what }, `${DID[one.type] ?? one.type} ${one.query === null ? what : `“${what}”`}`),
-    h("time", { datetime: new Date(one.ts).toISOString() }, ago(one.ts)),
+    h("time", { datetime: new Date(one.ts).toISOString() }, ago(one.ts, now())),
   ];
 }
 

@@ -71,8 +71,8 @@ export const price = (value) => (value === null ? "–" : money.format(value));
 const whole = new Intl.NumberFormat();
 export const count = (value) => whole.format(value);
 
-/** "12 s ago" of a time in epoch milliseconds. */
-export function ago(ts, now = Date.now()) {
+/** "12 s ago" of a time and now, both in epoch milliseconds. */
+export function ago(ts, now) {
   const seconds = Math.max(0, Math.round((now - ts) / 1000));
   if (seconds < 60) return `${seconds} s ago`;
   if (seconds < 3600) return `${Math.round(seconds / 60)} min ago`;

@@ -1,6 +1,6 @@
 // Who is at the shop, and what they do: events go out here, and nowhere else.
 
-import { request } from "./api.js";
+import { now, request } from "./api.js";
 
 const USER = "recommender-user";
 const listeners = { user: [], event: [], list: [] };
@@ -42,7 +42,7 @@ export function setUser(user) {
 
 /** Send an event of the user; resolves when the service has taken it. */
 export async function track(type, fields) {
-  const ts = Date.now();
+  const ts = now();
   const event = { user_id: session.user, type, ts, session_id: session.sessionId, ...fields };
   session.last = { type, ts, at: performance.now(), user: session.user };
   tell("event", event);
@@ -51,7 +51,7 @@ export async function track(type, fields) {
 
 /** The same with several at once, of one moment. */
 export async function trackAll(type, all) {
-  const ts = Date.now();
+  const ts = now();
   const events = all.map((fields) => ({
     user_id: session.user,
     type,
