@@ -23,7 +23,14 @@ from api.shop.pulse import Sample, State
 from api.shop.shelves import CategorySize, Hit, Match
 from api.writing import WRITE_PROBLEMS, send
 from connectors.product_rows import ProductRow
-from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
+from udfs.profile import (
+    MAX_QUERY_CHARACTERS,
+    Profile,
+    ProfileConfig,
+    query_vectors,
+    update_profiles,
+)
+from udfs.query_encoder import encode_query
 from udfs.schemas import Event, Product, encode_product, encode_vector
 
 _FOLDER: Final = Path(__file__).parent / "page"
@@ -319,6 +326,10 @@ def user_vector(user_id: str) -> Response:
         for one in stored
         if one.type in config.weights
     ]
+    for one in events:
+        # Kept for the update, and not made while the catalogue is locked.
+        if one.query is not None:
+            encode_query(one.query[:MAX_QUERY_CHARACTERS])
     profile = Profile()
     with memory.vectors() as catalogue:
         space = catalogue.space

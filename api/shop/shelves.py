@@ -13,6 +13,7 @@ import numpy as np
 from api.catalogue_memory import CatalogueMemory
 from connectors.product_rows import ProductRow
 from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, LexicalIndex
+from udfs.query_encoder import SPACE, encode_query
 
 # How a product was found: it holds the words, or its vector is near to that of the text.
 Match = Literal["words", "meaning"]
@@ -114,9 +115,10 @@ class Shelves:
             rows = {one: self._rows[one] for one in words}
         near: dict[str, float] = {}
         cosines: dict[str, float] = {}
+        # Before the catalogue is locked: the first text loads the encoder.
+        vector = encode_query(query)
         with memory.vectors() as catalogue:
-            vector = catalogue.query_vector(query)
-            if vector is not None:
+            if vector is not None and catalogue.space == SPACE:
                 ids, scores = catalogue.search(vector[None, :], MEANING_LIMIT + len(words))[0]
                 near = dict(zip(ids, scores.tolist(), strict=True))
                 for one in words:
