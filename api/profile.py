@@ -158,13 +158,16 @@ def lean(
     ]
 
 
-def last_events(user_id: str, limit: int, now: int) -> list[StoredEvent]:
-    """Return at most ``limit`` of a user's newest events, newest first, of some months.
+def last_events(
+    user_id: str, limit: int, now: int, *, pages: int = _MAX_PAGES
+) -> list[StoredEvent]:
+    """Return at most ``limit`` of a user's newest events, newest first.
 
     Args:
         user_id: Whose.
         limit: From 1.
         now: Epoch milliseconds.
+        pages: How far back: calls to the store, of a month each.
 
     Raises:
         StoreError: The store does not answer.
@@ -174,7 +177,7 @@ def last_events(user_id: str, limit: int, now: int) -> list[StoredEvent]:
     start = max(0, end - parts.config.event_history_days * SECONDS_A_DAY * 1000)
     events: list[StoredEvent] = []
     token: str | None = None
-    for _ in range(_MAX_PAGES):
+    for _ in range(pages):
         page = parts.store.events(
             user_id, start=start, end=end, limit=limit - len(events), page=token
         )

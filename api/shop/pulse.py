@@ -23,6 +23,9 @@ EVERY_SECONDS: Final = 1.0
 # Seconds after the last question during which Flink goes on being asked.
 _LOOKED_AT_SECONDS: Final = 15.0
 KEPT_SAMPLES: Final = 180
+# The JobManager renews what it knows when it is asked, and answers with what it knew before: over
+# one second a rate would jump between nothing and twice as much.
+RATE_SECONDS: Final = 6.0
 _TIMEOUT_SECONDS: Final = 2.0
 _RATES: Final = ("events", "updates", "lookups")
 
@@ -30,8 +33,8 @@ _RATES: Final = ("events", "updates", "lookups")
 class Sample(msgspec.Struct, frozen=True, gc=False):
     """The job at one moment, ``at`` in epoch milliseconds.
 
-    Rates are a second's, since the sample before; null at the first of a job. ``updates`` are
-    profile updates. ``freshness`` is from an event's time to its saved list, over the last minute.
+    Rates are a second's, over the last seconds; null at the first of a job. ``updates`` are profile
+    updates. ``freshness`` is from an event's time to its saved list, over the last minute.
     """
 
     at: int
@@ -68,7 +71,10 @@ class Pulse:
         self._get = get if get is not None else self._ask
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=KEPT_SAMPLES)
-        self._last: tuple[str, float, dict[str, float]] | None = None
+        # (time, totals) of the last seconds of one job.
+        self._history: deque[tuple[float, dict[str, float]]] = deque()
+        self._job: str | None = None
+        self._primed = False
         self._looked_at = float("-inf")
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -105,9 +111,21 @@ class Pulse:
             self._become("no_job")
             return
         self._become("connected")
+        if not self._primed:
+            # After a pause it answers with what was then.
+            self._primed = True
+            return
         now = self._clock()
-        rates = self._rates(job, now, values)
-        self._last = (job, now, values)
+        if job != self._job or (
+            self._history and values["events"] < self._history[-1][1]["events"]
+        ):
+            # Another job, or the same begun anew: it counts from the start.
+            self._job = job
+            self._history.clear()
+        rates = self._rates(now, values)
+        self._history.append((now, values))
+        while now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
         lag = values.get(LAG)
         self._samples.append(
             Sample(
@@ -124,14 +142,13 @@ class Pulse:
         )
 
     def _rates(
-        self, job: str, now: float, values: dict[str, float]
+        self, now: float, values: dict[str, float]
     ) -> tuple[float | None, float | None, float | None]:
         def rate(name: str) -> float | None:
-            if self._last is None or self._last[0] != job or now <= self._last[1]:
+            if not self._history or now <= self._history[0][0]:
                 return None
-            gained = values[name] - self._last[2][name]
-            # A restart of the job begins to count anew.
-            return round(gained / (now - self._last[1]), 1) if gained >= 0 else None
+            then, old = self._history[0]
+            return round(max(0.0, values[name] - old[name]) / (now - then), 1)
 
         events, updates, lookups = (rate(name) for name in _RATES)
         return events, updates, lookups
@@ -154,7 +171,8 @@ class Pulse:
             if self._clock() - self._looked_at > _LOOKED_AT_SECONDS:
                 self._wanted.clear()
                 # A pause is no interval to take a rate over.
-                self._last = None
+                self._history.clear()
+                self._primed = False
                 continue
             begun = time.monotonic()
             try:

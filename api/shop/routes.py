@@ -109,8 +109,9 @@ class Stock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class UserVector(msgspec.Struct, frozen=True, gc=False):
     """Where the recommender believes a user to be; ``vector`` null where it points nowhere.
 
-    Made anew of the user's last saved events by the job's own functions with its defaults: the
-    job's state cannot be asked. ``event_ts`` is the time of the newest, epoch milliseconds.
+    Made anew of the user's last saved events, a month's at most, by the job's own functions with
+    its defaults: the job's state cannot be asked. ``event_ts`` is the time of the newest, epoch
+    milliseconds.
     """
 
     space: str | None
@@ -320,7 +321,8 @@ def user_vector(user_id: str) -> Response:
     """Answer with the vector of a user, as the job makes it of the same events."""
     memory = _memory()
     config = ProfileConfig()
-    stored = last_events(user_id, config.interactions, now_ms())
+    # A month's: what is older counts little in the vector, and each costs as much to look for.
+    stored = last_events(user_id, config.interactions, now_ms(), pages=1)
     events = [
         Event(one.event_id, user_id, one.type, one.ts, one.product_id, one.query)  # type: ignore[arg-type]
         for one in stored

@@ -288,7 +288,6 @@ class TestUserVector:
         for at, (kind, product, query) in enumerate(did):
             stored = StoredEvent(f"e{at}", kind, NOW + at, product, query)
             shop.store.save_event("u/1", stored)
-        # Events are looked for by the clock; these are of the doubles' time.
         config = ProfileConfig()
         profile = Profile()
         with memory.vectors() as catalogue:

@@ -232,20 +232,27 @@ class TestPulse:
     def test_rates_are_per_second_since_the_sample_before(self) -> None:
         flink, times = Flink(), [1000.0]
         pulse = pulse_of(flink, times)
+        # The first answer is what the JobManager knew long ago.
         pulse.look()
-        times.append(1002.0)
-        flink.events += 50
+        assert (pulse.state, pulse.samples(0)) == ("connected", [])
         pulse.look()
-        first, second = pulse.samples(0)
-        assert (first.events_per_second, second.events_per_second) == (None, 50.0)
-        assert (second.at, second.events, second.lag) == (1_002_000, 300, 7)
+        for _ in range(10):
+            times.append(times[-1] + 2)
+            # What is renewed only every other time makes no waves.
+            flink.events += 100 * (len(times) % 2)
+            pulse.look()
+        first, second, *_, last = pulse.samples(0)
+        assert (first.events_per_second, second.events_per_second) == (None, 0.0)
+        assert (second.at, second.events, second.lag) == (1_002_000, 200, 7)
         assert (second.freshness_p50_ms, second.catalogue_products) == (800, 2000)
-        assert pulse.state == "connected"
-        assert pulse.samples(1_000_000) == [second]
+        # Two subtasks with 100 each every 4 s.
+        assert {one.events_per_second for one in pulse.samples(1_006_000)} == {50.0}
+        assert pulse.samples(1_018_000) == [last]
 
     def test_a_restarted_or_other_job_has_no_rate(self) -> None:
         flink, times = Flink(), [1.0]
         pulse = pulse_of(flink, times)
+        pulse.look()
         pulse.look()
         flink.events, times[:] = 10, [2.0]
         pulse.look()
@@ -274,7 +281,7 @@ class TestPulse:
     def test_samples_are_bounded(self) -> None:
         times = [1.0]
         pulse = pulse_of(Flink(), times)
-        for second in range(KEPT_SAMPLES + 20):
+        for second in range(KEPT_SAMPLES + 21):
             times[:] = [float(second)]
             pulse.look()
         assert len(pulse.samples(-1)) == KEPT_SAMPLES

@@ -6,6 +6,8 @@ import { Poll } from "./poll.js";
 const KEPT_MS = 180000;
 // A chart is at least so wide, and grows with what is known.
 const LEAST_MS = 60000;
+// Where nobody has looked for so long there is no line.
+const GAP_MS = 5000;
 const WIDTH = 300;
 const HEIGHT = 86;
 
@@ -139,14 +141,24 @@ function paint(card, chart, samples, now) {
   const span = Math.min(KEPT_MS, Math.max(LEAST_MS, now - (values[0]?.at ?? now)));
   const x = (one) => (WIDTH * (one.at - (now - span))) / span;
   const y = (value) => HEIGHT - 1 - (value / room) * (HEIGHT - 6);
-  const points = (of) => values.map((one) => `${x(one).toFixed(1)} ${y(of(one)).toFixed(1)}`);
-  const line = points(chart.of);
-  card.line.setAttribute("d", line.length > 1 ? `M${line.join("L")}` : "");
+  const runs = [];
+  for (const one of values) {
+    if (!runs.length || one.at - runs.at(-1).at(-1).at > GAP_MS) runs.push([]);
+    runs.at(-1).push(one);
+  }
+  const at = (one, of) => `${x(one).toFixed(1)} ${y(of(one)).toFixed(1)}`;
+  const line = (of) => runs.map((run) => `M${run.map((one) => at(one, of)).join("L")}`).join("");
+  card.line.setAttribute("d", line(chart.of));
   card.area.setAttribute(
     "d",
-    line.length > 1 ? `M${x(values[0]).toFixed(1)} ${HEIGHT}L${line.join("L")}L${x(last).toFixed(1)} ${HEIGHT}Z` : "",
+    runs
+      .map((run) => {
+        const [from, to] = [run[0], run.at(-1)].map((one) => x(one).toFixed(1));
+        return `M${from} ${HEIGHT}L${run.map((one) => at(one, chart.of)).join("L")}L${to} ${HEIGHT}Z`;
+      })
+      .join(""),
   );
-  card.second.setAttribute("d", chart.second && line.length > 1 ? `M${points(chart.second).join("L")}` : "");
+  card.second.setAttribute("d", chart.second ? line(chart.second) : "");
   card.least.textContent = chart.note ?? `last ${Math.round(span / 1000)} s`;
   card.most.textContent = last ? `highest ${shorten(most)}${chart.unit ? ` ${chart.unit}` : ""}` : "no figures";
   card.svg.setAttribute(

@@ -226,7 +226,8 @@ function label(view, pen, colour, items) {
   const { x, y, width } = scale(view);
   const near = [...new Set(items.map((one) => one.category))];
   const names = [...near.slice(0, view.labels), ...(view.labels > 10 ? map.categories : [])];
-  const taken = [];
+  const you = glide.to && [x(glide.to[0]), y(glide.to[1])];
+  const taken = you ? [[you[0] - 13, you[1] - 13, you[0] + 13, you[1] + 13]] : [];
   pen.font = `600 12.5px ${colour("--text")}`;
   pen.textAlign = "center";
   pen.textBaseline = "middle";
@@ -236,10 +237,14 @@ function label(view, pen, colour, items) {
     if (!centre) continue;
     const text = readable(name);
     const half = pen.measureText(text).width / 2;
-    const at = [Math.max(half + 4, Math.min(width - half - 4, x(centre[0]))), y(centre[1])];
-    const box = [at[0] - half - 3, at[1] - 9, at[0] + half + 3, at[1] + 9];
-    if (taken.some((one) => box[0] < one[2] && one[0] < box[2] && box[1] < one[3] && one[1] < box[3])) continue;
-    taken.push(box);
+    const left = Math.max(half + 4, Math.min(width - half - 4, x(centre[0])));
+    const free = (top) =>
+      !taken.some((one) => left - half - 3 < one[2] && one[0] < left + half + 3 && top - 9 < one[3] && one[1] < top + 9);
+    // Beside its place where something else stands there.
+    const top = [0, -19, 19].map((shift) => y(centre[1]) + shift).find(free);
+    if (top === undefined) continue;
+    taken.push([left - half - 3, top - 9, left + half + 3, top + 9]);
+    const at = [left, top];
     pen.lineWidth = 4;
     pen.strokeStyle = colour("--raised");
     pen.strokeText(text, ...at);
