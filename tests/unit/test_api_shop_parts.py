@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.catalogue_memory import CatalogueMemory
@@ -70,6 +70,7 @@ class TestPlane:
         assert unit[0, 0] > 0.98
         assert unit[1, 1] > 0.98
 
+    @settings(deadline=None)
     @given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
     def test_every_catalogue_has_a_plane(self, n: int, d: int, kinds: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -141,6 +142,7 @@ ROWS = st.tuples(
 
 
 class TestShelves:
+    @settings(deadline=None)
     @given(st.lists(ROWS, max_size=30), st.booleans())
     def test_they_hold_what_the_changes_leave(
         self, changes: list[tuple[str, tuple[str, bool] | None]], in_stock: bool
