@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -22,6 +23,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from connectors.kafka_client import KafkaClientOptions
 from connectors.product_rows import ProductRow
 from udfs.catalogue import Catalogue
+from udfs.query_encoder import SPACE, encode_query
 from udfs.schemas import (
     SPACE_KEY,
     RejectedError,
@@ -56,10 +58,14 @@ class CatalogueMemory:
 
     def __init__(self, max_products: int) -> None:
         self._max_products = max_products
+        self._listener: Callable[[str, ProductRow | None], None] | None = None
         self._lock = threading.Lock()
         self._rows: dict[str, ProductRow] = {}
-        self._vectors = Catalogue()
+        # The encoder is that of the job; only the shop window asks for the vector of a text.
+        self._vectors = Catalogue(encoder=encode_query, encoder_space=SPACE)
         self._left_out: set[str] = set()
+        # Changes that were taken since the process began.
+        self.changes = 0
         self.caught_up = False
         self.rejected = 0
 
@@ -104,6 +110,7 @@ class CatalogueMemory:
                     self._rows.pop(product_id, None)
                     self._left_out.discard(product_id)
                     self._vectors.delete(product_id)
+                self._changed(product_id, None)
                 return
             product, vector = decode_product(wire_key, value)
             with self._lock:
@@ -117,19 +124,43 @@ class CatalogueMemory:
                     self._left_out.add(product.product_id)
                     return
                 self._vectors.upsert(product, vector)
-                self._rows[product.product_id] = ProductRow.of(product, ts)
+                row = self._rows[product.product_id] = ProductRow.of(product, ts)
                 self._left_out.discard(product.product_id)
+            self._changed(product.product_id, row)
         except RejectedError:
             # The job sends it to the dead letters, with its reason.
             self.rejected += 1
 
+    def follow(self, listener: Callable[[str, ProductRow | None], None]) -> None:
+        """Tell ``listener`` of each product there is, and of each change from now on.
+
+        To be called before the topic is read; it is called in the thread that reads it.
+
+        Args:
+            listener: Takes a product id and its new row; None where it was deleted.
+        """
+        for product_id, row in self._rows.items():
+            listener(product_id, row)
+        self._listener = listener
+
+    def _changed(self, product_id: str, row: ProductRow | None) -> None:
+        self.changes += 1
+        if self._listener is not None:
+            self._listener(product_id, row)
+
+    @contextmanager
+    def vectors(self) -> Iterator[Catalogue]:
+        """Give the catalogue with its vectors, to be read; it does not change meanwhile."""
+        with self._lock:
+            yield self._vectors
+
     def similar(self, product_id: str, limit: int) -> list[Neighbour] | None:
         """Return the nearest products in stock, best first; None for one without a vector."""
-        with self._lock:
-            vector = self._vectors.product_vector(product_id)
+        with self.vectors() as catalogue:
+            vector = catalogue.product_vector(product_id)
             if vector is None:
                 return None
-            ids, scores = self._vectors.search(vector[None, :], limit, [[product_id]])[0]
+            ids, scores = catalogue.search(vector[None, :], limit, [[product_id]])[0]
         return [Neighbour(*one) for one in zip(ids, scores.tolist(), strict=True)]
 
 

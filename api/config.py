@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from api.access import SCOPES, ApiKey, Scope, load_keys
+from api.parameters import MAX_ID_LENGTH
 from api.rate_limit import Rate
 from api.shared import RATE_FILE_VARIABLE
 from connectors.cassandra_schema import DEFAULT_EVENT_TTL_DAYS, MAX_EVENT_TTL_DAYS
@@ -58,6 +60,12 @@ class ApiConfig:
             than its threads, so that reads always have some. RECOMMENDER_API_WAITING_WRITES.
         flush_seconds: How long a worker that ends waits until Kafka has its events.
             RECOMMENDER_API_FLUSH_SECONDS.
+        shop_window: Whether ``/`` is a page to try it all; RECOMMENDER_SHOP_WINDOW (on or off).
+            Where it is not set: on without API keys, where this machine alone is served, and off
+            with them.
+        shop_users: Users that the page offers, separated by commas; RECOMMENDER_SHOP_USERS.
+        flink_url: The JobManager's REST interface, for the page's live figures;
+            RECOMMENDER_FLINK_URL. None: they are shown as not connected.
     """
 
     cassandra: CassandraOptions = field(default_factory=CassandraOptions)
@@ -72,6 +80,9 @@ class ApiConfig:
     write_timeout_seconds: int = 5
     waiting_writes: int = 2
     flush_seconds: int = 10
+    shop_window: bool | None = None
+    shop_users: tuple[str, ...] = ()
+    flink_url: str | None = None
 
     def __post_init__(self) -> None:
         """Check the bounds.
@@ -92,6 +103,14 @@ class ApiConfig:
             if not least <= value <= most:
                 msg = f"{name} {value}: must be {least} to {most}"
                 raise ValueError(msg)
+        if self.flink_url is not None and urlsplit(self.flink_url).scheme not in ("http", "https"):
+            msg = "flink_url: must be an address such as http://jobmanager:8081"
+            raise ValueError(msg)
+
+    @property
+    def serves_shop_window(self) -> bool:
+        """Whether there is a shop window."""
+        return not self.keys if self.shop_window is None else self.shop_window
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> ApiConfig:
@@ -139,8 +158,26 @@ class ApiConfig:
             keys=() if keys_file is None else load_keys(Path(keys_file)),
             rates=rates,
             rate_file=source.get(RATE_FILE_VARIABLE),
+            shop_window=read("SHOP_WINDOW", _switch, None, "on or off"),
+            shop_users=read("SHOP_USERS", _ids, (), "user ids, separated by commas"),
+            flink_url=source.get(f"{ENV_PREFIX}FLINK_URL"),
             **numbers,
         )
+
+
+def _switch(raw: str) -> bool | None:
+    if raw not in ("on", "off"):
+        msg = f"{raw!r} is neither"
+        raise ValueError(msg)
+    return raw == "on"
+
+
+def _ids(raw: str) -> tuple[str, ...]:
+    found = tuple(one.strip() for one in raw.split(",") if one.strip())
+    if any(len(one) > MAX_ID_LENGTH for one in found):
+        msg = f"an id has at most {MAX_ID_LENGTH} characters"
+        raise ValueError(msg)
+    return found
 
 
 def _rate(raw: str) -> float:

@@ -28,8 +28,12 @@ from api.config import ApiConfig
 from api.lazy import LazyEventSink, LazyRecordSink
 from api.parameters import IdConverter
 from api.rate_limit import RateLimiter
-from api.services import EventSink, RecordSink, Services, install
+from api.services import EventSink, RecordSink, Services, ShopWindow, install
 from api.shelf import Shelf
+from api.shop import routes as shop
+from api.shop.projection import Mapper
+from api.shop.pulse import Pulse
+from api.shop.shelves import Shelves
 from connectors.event_client import EventClient
 from connectors.kafka_client import AcknowledgedProducer
 from connectors.recommendation_store import (
@@ -75,7 +79,7 @@ def create_app(
         ValueError: A variable of the environment is not valid; the message names it.
     """
     config = ApiConfig.from_env() if config is None else config
-    # No static folder and no templates yet; the shop window brings them.
+    # What is served of files are lists of names (`api.documentation`, `api.shop.routes`).
     app = Flask(__name__, static_folder=None)
     # "a//b" is an id of its own; a redirect to "a/b" would answer for another user.
     app.url_map.merge_slashes = False
@@ -86,6 +90,8 @@ def create_app(
     error_handlers.register(app)
     for blueprint in _BLUEPRINTS:
         app.register_blueprint(blueprint)
+    if config.serves_shop_window:
+        app.register_blueprint(shop.blueprint)
     return app
 
 
@@ -113,6 +119,14 @@ def _services(
             follower = CatalogueFollower(catalogue, config.kafka)
             starts.append(follower.start)
             stops.insert(0, follower.close)
+    window: ShopWindow | None = None
+    if config.serves_shop_window:
+        # Made for an absent catalogue too: the page then says so.
+        known = CatalogueMemory(0) if catalogue is None else catalogue
+        window = ShopWindow(Shelves(), Mapper(known), Pulse(config.flink_url))
+        known.follow(window.shelves.change)
+        starts.append(window.pulse.start)
+        stops.append(window.pulse.close)
     if event_sink is None:
         event_sink = LazyEventSink(
             lambda: EventClient(
@@ -152,6 +166,7 @@ def _services(
         store=store,
         shelf=shelf,
         catalogue=catalogue,
+        window=window,
         events=event_sink,
         records=record_sink,
         waiting_writes=BoundedSemaphore(config.waiting_writes),

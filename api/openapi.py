@@ -58,7 +58,8 @@ def document(app: Flask) -> dict[str, Any]:
             "description": (
                 "Errors are problem+json (RFC 9457). Every answer carries X-Request-ID; one that"
                 " is sent along is kept. Times are epoch milliseconds. Without API keys on the"
-                " server, this machine alone is served, and needs none."
+                " server, this machine alone is served, and needs none. What is under /shop belongs"
+                " to the shop window, and changes with it."
             ),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

@@ -136,6 +136,29 @@ class Text(Parameter):
 
 
 @dataclass(frozen=True, slots=True)
+class Choice(Parameter):
+    """One of a few words; the first if absent."""
+
+    words: tuple[str, ...]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        return {"type": "string", "enum": list(self.words), "default": self.words[0]}
+
+    def read(self) -> str:
+        """Return the value of this request.
+
+        Raises:
+            InvalidParameterError: It is none of them.
+        """
+        raw = request.args.get(self.name, self.words[0])
+        if raw not in self.words:
+            raise InvalidParameterError(self.name, f"must be one of: {', '.join(self.words)}")
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
 class Instant(Parameter):
     """A time: epoch milliseconds, or RFC 3339 with an offset (2026-01-31T12:00:00Z)."""
 

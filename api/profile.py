@@ -95,7 +95,7 @@ def profile(user_id: str) -> Response:
     """Answer with a user's last interactions and the categories that they lean to."""
     parts = services()
     now = now_ms()
-    events = _last_events(user_id, _LIMIT.read(), now)
+    events = last_events(user_id, _LIMIT.read(), now)
     rows = parts.shelf.products({one.product_id for one in events if one.product_id is not None})
     found = parts.store.recommendations(user_id)
     config = ProfileConfig()
@@ -158,13 +158,26 @@ def lean(
     ]
 
 
-def _last_events(user_id: str, limit: int, now: int) -> list[StoredEvent]:
+def last_events(
+    user_id: str, limit: int, now: int, *, pages: int = _MAX_PAGES
+) -> list[StoredEvent]:
+    """Return at most ``limit`` of a user's newest events, newest first.
+
+    Args:
+        user_id: Whose.
+        limit: From 1.
+        now: Epoch milliseconds.
+        pages: How far back: calls to the store, of a month each.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
     parts = services()
     end = now + MAX_FUTURE_MS + 1
     start = max(0, end - parts.config.event_history_days * SECONDS_A_DAY * 1000)
     events: list[StoredEvent] = []
     token: str | None = None
-    for _ in range(_MAX_PAGES):
+    for _ in range(pages):
         page = parts.store.events(
             user_id, start=start, end=end, limit=limit - len(events), page=token
         )

@@ -14,6 +14,9 @@ from api.catalogue_memory import CatalogueMemory
 from api.config import ApiConfig
 from api.rate_limit import RateLimiter
 from api.shelf import Shelf
+from api.shop.projection import Mapper
+from api.shop.pulse import Pulse
+from api.shop.shelves import Shelves
 from connectors.event_client import Counts
 from connectors.recommendation_store import RecommendationStore
 from udfs.schemas import Event
@@ -51,6 +54,15 @@ class RecordSink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ShopWindow:
+    """The parts behind the routes of the shop window alone."""
+
+    shelves: Shelves
+    mapper: Mapper
+    pulse: Pulse
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The parts behind the routes.
 
@@ -61,6 +73,7 @@ class Services:
         store: Recommendations, events, products, erasures.
         shelf: Products and public lists, from memory first.
         catalogue: The catalogue in memory; None where it is not followed.
+        window: The parts of the shop window; None where there is none.
         events: Where events go.
         records: Where catalogue changes and erasures go.
         waiting_writes: Bounds the requests that wait for ``records``.
@@ -76,6 +89,7 @@ class Services:
     store: RecommendationStore
     shelf: Shelf
     catalogue: CatalogueMemory | None
+    window: ShopWindow | None
     events: EventSink
     records: RecordSink
     waiting_writes: BoundedSemaphore

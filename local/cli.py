@@ -95,6 +95,11 @@ class App:
         self.api = self.stack.server("api")
         self.shop = self.stack.server("shop")
 
+    @property
+    def window_url(self) -> str:
+        """Where the shop window is."""
+        return f"http://{LOOPBACK}:{self.flask_port}/"
+
     # --- steps -------------------------------------------------------------------------------
 
     def start_servers(self) -> None:
@@ -193,9 +198,10 @@ class App:
 
     def start_api(self) -> None:
         """Start the HTTP service and wait until it answers."""
-        url = f"http://{LOOPBACK}:{self.flask_port}"
+        from local import demo_shop
+
         with self.steps.step("HTTP service") as notes:
-            notes.append(url)
+            notes.append(self.window_url)
             if self.api.alive:
                 return
             env = {
@@ -208,13 +214,15 @@ class App:
                 "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": CATALOGUE,
                 "RECOMMENDER_API_BIND": f"{LOOPBACK}:{self.flask_port}",
                 "RECOMMENDER_API_WORKERS": "1",
+                "RECOMMENDER_FLINK_URL": self.stack.flink.rest_url,
+                "RECOMMENDER_SHOP_USERS": ",".join(demo_shop.user_id(one) for one in range(8)),
             }
             command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py"]
             self.api.spawn([*command, "api.wsgi:app"], env=env)
 
             def ready() -> bool:
                 try:
-                    return bool(requests.get(f"{url}/health/ready", timeout=2).ok)
+                    return bool(requests.get(f"{self.window_url}health/ready", timeout=2).ok)
                 except requests.RequestException:
                     return False
 
@@ -270,8 +278,8 @@ def _up(given: argparse.Namespace) -> int:
     app = App(given, detached=True)
     app.up()
     app.steps.done(
-        f"up: Flink {app.stack.flink.rest_url}, recommendations "
-        f"http://{LOOPBACK}:{app.flask_port}/v1/users/user-0000/recommendations,"
+        f"up: shop window {app.window_url}, Flink {app.stack.flink.rest_url}, recommendations "
+        f"{app.window_url}v1/users/user-0000/recommendations,"
     )
     return 0
 
@@ -284,7 +292,7 @@ def _run(given: argparse.Namespace) -> int:
     try:
         app.up()
         app.start_shop(given.rate)
-        app.steps.done("up")
+        app.steps.done(f"up: shop window {app.window_url},")
         show(Watch(app.stack, app.flask_port))
     except KeyboardInterrupt:
         interrupted = True

@@ -26,6 +26,11 @@ _SWITCH = 0.06  # chance, at each event, to turn to another category
 _NEW_SESSION = 0.02
 
 
+def user_id(number: int) -> str:
+    """Return the id of a demo user, counted from 0."""
+    return f"user-{number:04d}"
+
+
 @dataclass
 class Visitor:
     """One user: what they look at now, and what is in their cart."""
@@ -49,7 +54,7 @@ class Shop:
         self.visitors = []
         for number in range(users):
             favourites = tuple(self._rng.sample(categories, 3))
-            self.visitors.append(Visitor(f"user-{number:04d}", favourites, favourites[0]))
+            self.visitors.append(Visitor(user_id(number), favourites, favourites[0]))
         # Some come often, most seldom.
         self._activity = list(accumulate(1 / (rank + 10) ** 0.8 for rank in range(users)))
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlparse
 
 import requests
 
+from connectors.flink_metrics import DONE, job_metrics, live_job
 from local import flink_config, flink_home
 from local.errors import StackError
 from local.preflight import find_java, java_env
@@ -28,7 +29,6 @@ from local.processes import LOOPBACK, PROJECT, ServerProcess, tail, wait_until
 
 _MARK = "BASH_JAVA_UTILS_EXEC_RESULT:"
 _SUBMITTED = re.compile(r"Job has been submitted with JobID ([0-9a-f]{32})")
-_DONE = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 _TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 
@@ -436,8 +436,7 @@ class FlinkCluster:
 
     def running_job(self) -> str | None:
         """The id of the job that is not at its end, or None."""
-        live = [job for job, status in self.jobs().items() if status not in _DONE]
-        return live[0] if live else None
+        return live_job(self.get)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """The job's description: state, vertices, plan."""
@@ -449,7 +448,7 @@ class FlinkCluster:
 
         def running() -> bool:
             job = self.job(job_id)
-            if job["state"] in _DONE:
+            if job["state"] in DONE:
                 raise StackError("flink", f"the job is {job['state']}", "", self._cause(job_id))
             states = {vertex["status"] for vertex in job["vertices"]}
             return job["state"] == "RUNNING" and states == {"RUNNING"}
@@ -482,7 +481,7 @@ class FlinkCluster:
 
     def _wait_done(self, job_id: str, timeout: float) -> None:
         wait_until(
-            lambda: self.job(job_id)["state"] in _DONE, timeout, what=f"the end of job {job_id}"
+            lambda: self.job(job_id)["state"] in DONE, timeout, what=f"the end of job {job_id}"
         )
 
     def stop_with_savepoint(self, job_id: str, timeout: float = 180) -> str:
@@ -560,23 +559,7 @@ class FlinkCluster:
 
     def metrics(self, job_id: str, names: Sequence[str]) -> dict[str, list[float]]:
         """Values over all vertices and subtasks of the metrics that end with `.<name>`."""
-        values: dict[str, list[float]] = {name: [] for name in names}
-        for vertex in self.job(job_id)["vertices"]:
-            path = f"/jobs/{job_id}/vertices/{vertex['id']}/metrics"
-            ids = {
-                entry["id"]: name
-                for entry in self.get(path)
-                if (name := str(entry["id"]).rsplit(".", 1)[-1]) in values
-            }
-            wanted = list(ids)
-            for start in range(0, len(wanted), 50):
-                chunk = wanted[start : start + 50]
-                for entry in self.get(path, get=",".join(chunk)):
-                    try:
-                        values[ids[entry["id"]]].append(float(entry["value"]))
-                    except (KeyError, ValueError):
-                        continue
-        return values
+        return job_metrics(self.get, job_id, names)
 
     def metric(self, job_id: str, name: str) -> list[float]:
         """Values over all vertices and subtasks of the metric that ends with `.<name>`."""

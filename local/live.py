@@ -11,17 +11,11 @@ from typing import Any, TextIO
 
 import requests
 
+from connectors.flink_metrics import ALL, LAG, totals
 from local.demo_catalogue import titles
 from local.errors import StackError
 from local.flink_cluster import Checkpoints
 from local.stack import Stack
-
-_SUMS = ("events", "updates", "lookups", "dead_letters", "duplicates", "write_retries")
-_MAXIMA = (
-    *("freshness_p50_ms", "freshness_p99_ms", "write_latency_p50_ms", "write_latency_p99_ms"),
-    *("catalogue_size", "lookup_batch_size"),
-)
-_METRICS = (*_SUMS, *_MAXIMA, "pendingRecords")
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,11 @@ class Watch:
         self._titles = titles()
         self._last: Status | None = None
 
+    @property
+    def window_url(self) -> str:
+        """Where the shop window is."""
+        return f"{self._api}/"
+
     def look(self) -> Status:
         """Ask Flink and the HTTP service once."""
         flink = self._stack.flink
@@ -66,13 +65,8 @@ class Watch:
             if job_id is not None:
                 known["job_id"] = job_id
                 known["state"] = flink.job(job_id)["state"]
-                values = flink.metrics(job_id, _METRICS)
-                known["values"] = {
-                    **{name: sum(values[name]) for name in _SUMS},
-                    **{name: max(values[name], default=0.0) for name in _MAXIMA},
-                }
-                if values["pendingRecords"]:
-                    known["lag"] = sum(values["pendingRecords"])
+                known["values"] = totals(flink.metrics(job_id, ALL))
+                known["lag"] = known["values"].get(LAG)
                 known["checkpoints"] = flink.checkpoints(job_id)
                 known["restarts"] = flink.restarts(job_id)
         status = Status(at=time.monotonic(), **known)
@@ -141,7 +135,8 @@ def show(watch: Watch, *, every: float = 1.0, out: TextIO = sys.stdout) -> None:
             width = shutil.get_terminal_size().columns - 1
             if drawn:
                 out.write(f"\x1b[{drawn}F\x1b[J")
-            text = [line[:width] for line in [*text, "", "Ctrl-C stops everything"]]
+            text += ["", f"shop window  {watch.window_url}", "Ctrl-C stops everything"]
+            text = [line[:width] for line in text]
             drawn = len(text)
         out.write("\n".join(text) + "\n")
         out.flush()

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +25,14 @@ from api.access import hash_key
 from connectors.cassandra_schema import create_schema, statement
 from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
 from connectors.product_rows import ProductRow, product_writes
-from local.processes import LOOPBACK, PROJECT, free_ports
+from local.processes import PROJECT
 from tests.integration.helpers import eventually
+from tests.integration.service import Service
+from tests.integration.service import serving as serving_from
 
 KEYSPACE = "service"
 EVENTS, CATALOGUE = "service-events", "service-catalogue"
 CLICK = {"user_id": "u", "type": "click", "product_id": "p"}
-
-
-class Service:
-    """A running gunicorn."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.process = process
-        self.url = url
-        self.log = log
-
-    def ask(self, method: str, path: str, **given: Any) -> requests.Response:
-        return requests.request(method, self.url + path, timeout=30, **given)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(40)
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -65,45 +48,13 @@ def session(stack: Any) -> Iterator[Any]:
     cluster.shutdown()
 
 
-@contextmanager
-def serving(stack: Any, folder: Path, **variables: str) -> Iterator[Service]:
-    (port,) = free_ports(1)
-    log = folder / "service.log"
-    environment = {
-        **os.environ,
-        "RECOMMENDER_CASSANDRA_HOSTS": stack.cassandra.host,
-        "RECOMMENDER_CASSANDRA_PORT": str(stack.cassandra.port),
+def serving(stack: Any, folder: Path, **variables: str) -> AbstractContextManager[Service]:
+    names = {
         "RECOMMENDER_CASSANDRA_KEYSPACE": KEYSPACE,
-        "RECOMMENDER_KAFKA_BOOTSTRAP": stack.kafka.bootstrap,
         "RECOMMENDER_KAFKA_EVENTS_TOPIC": EVENTS,
         "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": CATALOGUE,
-        "RECOMMENDER_API_BIND": f"{LOOPBACK}:{port}",
-        "RECOMMENDER_API_WORKERS": "2",
-        **variables,
     }
-    command = [sys.executable, "-m", "gunicorn", "-c", "api/gunicorn.conf.py"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    service = Service(process, f"http://{LOOPBACK}:{port}", log)
-
-    def down() -> str:
-        assert process.poll() is None, log.read_text()
-        try:
-            # Each worker answers for itself.
-            answers = [service.ask("GET", "/health/ready").status_code for _ in range(6)]
-        except requests.RequestException as error:
-            return str(error)
-        return "" if set(answers) == {200} else f"not ready: {answers}"
-
-    try:
-        eventually(down, 60)
-        yield service
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    return serving_from(stack, folder, **{**names, **variables})
 
 
 def records(bootstrap: str, topic: str) -> list[tuple[str, bytes | None]]:
