@@ -79,7 +79,7 @@ class RankingConfig:
     """The same for showing again what was just touched and not bought."""
     vector_share: float = 0.1
     """Share of the profile's vector beside related products, 0 to 1."""
-    rebuy_weight: float = 6.0
+    rebuy_weight: float = 3.0
     """Weight of a purchase for buying the same again, where the product says it is; 0: never."""
     rebuy_half_life_days: float = 120.0
     """Half-life of a purchase in this, days."""
