@@ -1,0 +1,272 @@
+"""Trending and newest products: Flink SQL over the same topics, in Java, saved by a small sink.
+
+Nothing here touches the recommender's chain: the queries read the topics on their own, and only
+finished lists, one a scope and mini-batch, reach Python.
+
+    events ── decayed sum a product and epoch ─┐
+    catalogue ── category, stock, first seen ──┴─ join ── top of each category ── top of all ── list
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pyflink.datastream import DataStream, KeyedStream
+from pyflink.table import Schema, StreamTableEnvironment, Table
+
+from connectors.cassandra_schema import ALL_SCOPE, NEWEST_SCOPE, category_scope, newest_scope
+from connectors.kafka import KafkaOptions, keyed_by_first, table_source, typed
+from connectors.trending_sink import NO_EPOCH, ScopeWriter, TrendingSink, row_type
+from job import uids
+from udfs.profile import ProfileConfig
+from udfs.schemas import MAX_FUTURE_MS
+from udfs.trending import (
+    CARRY_HALF_LIVES,
+    EPOCH_HALF_LIVES,
+    STATE_HALF_LIVES,
+    TrendingConfig,
+    event_weights,
+)
+
+# How old a list is at most; the changes of so long are put together before they are sorted.
+_LATENCY: Final = "5 s"
+_BATCH_ROWS: Final = "20000"
+_SETTINGS: Final[Mapping[str, str]] = {
+    "table.exec.mini-batch.enabled": "true",
+    "table.exec.mini-batch.allow-latency": _LATENCY,
+    "table.exec.mini-batch.size": _BATCH_ROWS,
+    "table.optimizer.agg-phase-strategy": "AUTO",
+}
+_TTL: Final = "table.exec.state.ttl"
+
+_EVENT_COLUMNS: Final = "`type` STRING, `ts` BIGINT, `product_id` STRING, `dwell_ms` INT"
+_PRODUCT_COLUMNS: Final = (
+    "`product_id` STRING, `value` STRING, `at` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL"
+)
+
+# What is known of each product that ever was in the topic. A deleted one is out of stock: its row
+# stays, so that it does not become new again. A record that is no JSON object is left out here, and
+# is a dead letter of the recommender.
+_PRODUCTS: Final = """
+SELECT
+    product_id,
+    LAST_VALUE(COALESCE(JSON_VALUE(`value`, '$.category'), '')) AS category,
+    LAST_VALUE(
+        `value` IS NOT NULL AND COALESCE(JSON_VALUE(`value`, '$.in_stock' RETURNING BOOLEAN), TRUE)
+    ) AS in_stock,
+    CAST(MIN(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(0, 3), `at`)) AS DOUBLE) AS first_seen
+FROM `{source}`
+WHERE product_id IS NOT NULL AND (`value` IS NULL OR `value` IS JSON OBJECT)
+GROUP BY product_id
+"""
+
+# An event counts in its epoch, and a late one of an epoch in the next too: see udfs.trending.
+_SUMS: Final = """
+WITH weighed AS (
+    SELECT
+        product_id,
+        ts,
+        ts / {epoch_ms} AS epoch,
+        {weight} AS weight
+    FROM `{source}`
+    WHERE product_id IS NOT NULL
+      AND ts >= 0 AND ts <= UNIX_TIMESTAMP() * 1000 + {max_future_ms}
+), counted AS (
+    SELECT product_id, epoch, weight, ts - epoch * {epoch_ms} AS age
+    FROM weighed
+    WHERE weight > 0
+    UNION ALL
+    SELECT product_id, epoch + 1, weight, ts - (epoch + 1) * {epoch_ms}
+    FROM weighed
+    WHERE weight > 0 AND ts - (epoch + 1) * {epoch_ms} >= -{carry_ms}
+)
+SELECT
+    product_id,
+    epoch,
+    SUM(weight * POWER(CAST(2 AS DOUBLE), CAST(age AS DOUBLE) / {half_life_ms})) AS score
+FROM counted
+GROUP BY product_id, epoch
+"""
+
+# The hint keeps the catalogue for ever while the sums of old epochs leave.
+_TRENDING: Final = """
+SELECT /*+ STATE_TTL('p' = '36500 d', 's' = '{ttl}') */
+    s.epoch, p.category, s.product_id, s.score
+FROM `{sums}` AS s JOIN `{products}` AS p ON s.product_id = p.product_id
+WHERE p.in_stock
+"""
+_NEWEST: Final = """
+SELECT CAST({no_epoch} AS BIGINT) AS epoch, category, product_id, first_seen AS score
+FROM `{products}`
+WHERE in_stock
+"""
+
+# The best of all are among the best of their categories, so the second sort has little to do.
+# LISTAGG has no order of its own: the sink sorts.
+_LISTS: Final = """
+WITH of_category AS (
+    SELECT epoch, category, product_id, score FROM (
+        SELECT *, ROW_NUMBER() OVER (
+            PARTITION BY epoch, category ORDER BY score DESC, product_id) AS place
+        FROM `{scored}`
+    ) WHERE place <= {length}
+), of_all AS (
+    SELECT epoch, product_id, score FROM (
+        SELECT *, ROW_NUMBER() OVER (
+            PARTITION BY epoch ORDER BY score DESC, product_id) AS place
+        FROM of_category
+    ) WHERE place <= {length}
+), scoped AS (
+    SELECT {category_prefix} || category AS `scope`, epoch, product_id, score
+    FROM of_category WHERE category <> ''
+    UNION ALL
+    SELECT {all_scope} AS `scope`, epoch, product_id, score FROM of_all
+)
+SELECT
+    `scope`, epoch, LISTAGG(CAST(score AS STRING) || ' ' || TO_BASE64(product_id)) AS items
+FROM scoped
+GROUP BY `scope`, epoch
+"""
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def weight_sql(profile: ProfileConfig) -> str:
+    """Return SQL for an event's weight, from the columns `type` and `dwell_ms`; 0: no interest."""
+    weights = event_weights(profile)
+    cases = []
+    if "scroll" in weights:
+        # What a bounce weighs in the profile it weighs here, if that is anything.
+        bounce = max(0.0, profile.bounce_weight)
+        cases.append(
+            f"WHEN `type` = 'scroll' AND `dwell_ms` < {profile.bounce_ms} THEN {_double(bounce)}"
+        )
+    cases += [f"WHEN `type` = {_quoted(k)} THEN {_double(w)}" for k, w in weights.items()]
+    if not cases:
+        return _double(0.0)
+    return f"CASE {' '.join(cases)} ELSE {_double(0.0)} END"
+
+
+def _double(number: float) -> str:
+    return f"CAST({number!r} AS DOUBLE)"
+
+
+def trending_lists(
+    tables: StreamTableEnvironment,
+    kafka: KafkaOptions,
+    events_topic: str,
+    catalogue_topic: str,
+    config: TrendingConfig,
+    profile: ProfileConfig,
+) -> KeyedStream:
+    """Make the lists of all scopes, keyed by scope: rows as :func:`connectors.trending_sink`'s."""
+    settings = tables.get_config()
+    ttl = f"{STATE_HALF_LIVES * config.half_life_ms} ms"
+    before = {name: settings.get(name, "") for name in (*_SETTINGS, _TTL)}
+    for name, value in _SETTINGS.items():
+        settings.set(name, value)
+    try:
+        # The products are translated on their own, with a state that does not expire.
+        settings.set(_TTL, "0 ms")
+        table_source(
+            tables,
+            kafka,
+            catalogue_topic,
+            "trending-catalogue",
+            _PRODUCT_COLUMNS,
+            {
+                "key.format": "raw",
+                "key.fields": "product_id",
+                "value.format": "raw",
+                "value.fields-include": "EXCEPT_KEY",
+                "scan.startup.mode": "earliest-offset",
+            },
+        )
+        products = _view_of_stream(
+            tables,
+            "trending-products",
+            tables.sql_query(_PRODUCTS.format(source="trending-catalogue")),
+        )
+        newest = tables.sql_query(_NEWEST.format(products=products, no_epoch=NO_EPOCH))
+        tables.create_temporary_view("`trending-newest`", newest)
+        newest_lists = _lists(
+            tables, "trending-newest", config.length, NEWEST_SCOPE, newest_scope("")
+        )
+        settings.set(_TTL, ttl)
+        table_source(
+            tables,
+            kafka,
+            events_topic,
+            "trending-events",
+            _EVENT_COLUMNS,
+            {
+                "format": "json",
+                # What is no event is a dead letter of the recommender.
+                "json.ignore-parse-errors": "true",
+                "scan.startup.mode": "group-offsets",
+            },
+        )
+        sums = tables.sql_query(
+            _SUMS.format(
+                source="trending-events",
+                weight=weight_sql(profile),
+                half_life_ms=config.half_life_ms,
+                epoch_ms=EPOCH_HALF_LIVES * config.half_life_ms,
+                carry_ms=CARRY_HALF_LIVES * config.half_life_ms,
+                max_future_ms=MAX_FUTURE_MS,
+            )
+        )
+        tables.create_temporary_view("`trending-sums`", sums)
+        scored = tables.sql_query(
+            _TRENDING.format(sums="trending-sums", products=products, ttl=ttl)
+        )
+        tables.create_temporary_view("`trending-scored`", scored)
+        lists = _lists(tables, "trending-scored", config.length, ALL_SCOPE, category_scope(""))
+    finally:
+        for name, value in before.items():
+            settings.set(name, value)
+    return keyed_by_first(lists.union(newest_lists), row_type())
+
+
+def _view_of_stream(tables: StreamTableEnvironment, name: str, table: Table) -> str:
+    """Translate a table now, with the present settings, and name what comes out."""
+    stream = tables.to_changelog_stream(table)
+    typed(stream, f"{name}-source")
+    schema = (
+        Schema.new_builder()
+        .column("product_id", "STRING NOT NULL")
+        .column("category", "STRING")
+        .column("in_stock", "BOOLEAN")
+        .column("first_seen", "DOUBLE")
+        .primary_key("product_id")
+        .build()
+    )
+    tables.create_temporary_view(f"`{name}`", tables.from_changelog_stream(stream, schema))
+    return name
+
+
+def _lists(
+    tables: StreamTableEnvironment, scored: str, length: int, all_scope: str, category_prefix: str
+) -> DataStream:
+    query = _LISTS.format(
+        scored=scored,
+        length=length,
+        all_scope=_quoted(all_scope),
+        category_prefix=_quoted(category_prefix),
+    )
+    stream = tables.to_changelog_stream(tables.sql_query(query))
+    return typed(stream, f"{scored}-lists", row_type())
+
+
+def build_trending(
+    lists: KeyedStream, writer: Callable[[], ScopeWriter], config: TrendingConfig
+) -> DataStream:
+    """Save the lists."""
+    return (
+        lists.process(TrendingSink(writer, config), output_type=row_type())
+        .uid(uids.TRENDING_SINK)
+        .name(uids.TRENDING_SINK)
+    )
