@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pyflink.datastream import DataStream, KeyedStream
-from pyflink.table import Schema, StreamTableEnvironment, Table
+from pyflink.table import Schema, StreamTableEnvironment
 
 from connectors.cassandra_schema import ALL_SCOPE, NEWEST_SCOPE, category_scope, newest_scope
 from connectors.kafka import KafkaOptions, keyed_by_first, table_source, typed
@@ -44,6 +44,19 @@ _EVENT_COLUMNS: Final = "`type` STRING, `ts` BIGINT, `product_id` STRING, `dwell
 _PRODUCT_COLUMNS: Final = (
     "`product_id` STRING, `value` STRING, `at` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL"
 )
+
+_PRODUCTS_COLUMNS: Final[Mapping[str, str]] = {
+    "product_id": "STRING NOT NULL",
+    "category": "STRING",
+    "in_stock": "BOOLEAN",
+    "first_seen": "DOUBLE",
+}
+_TOP_COLUMNS: Final[Mapping[str, str]] = {
+    "epoch": "BIGINT",
+    "category": "STRING",
+    "product_id": "STRING",
+    "score": "DOUBLE",
+}
 
 # What is known of each product that ever was in the topic. A deleted one is out of stock: its row
 # stays, so that it does not become new again. A record that is no JSON object is left out here, and
@@ -102,24 +115,26 @@ FROM `{products}`
 WHERE in_stock
 """
 
+_TOP: Final = """
+SELECT epoch, category, product_id, score FROM (
+    SELECT epoch, category, product_id, score, ROW_NUMBER() OVER (
+        PARTITION BY epoch, category ORDER BY score DESC, product_id) AS place
+    FROM `{scored}`
+) WHERE place <= {length}
+"""
+
 # The best of all are among the best of their categories, so the second sort has little to do.
 # LISTAGG has no order of its own: the sink sorts.
 _LISTS: Final = """
-WITH of_category AS (
-    SELECT epoch, category, product_id, score FROM (
-        SELECT *, ROW_NUMBER() OVER (
-            PARTITION BY epoch, category ORDER BY score DESC, product_id) AS place
-        FROM `{scored}`
-    ) WHERE place <= {length}
-), of_all AS (
+WITH of_all AS (
     SELECT epoch, product_id, score FROM (
-        SELECT *, ROW_NUMBER() OVER (
+        SELECT epoch, product_id, score, ROW_NUMBER() OVER (
             PARTITION BY epoch ORDER BY score DESC, product_id) AS place
-        FROM of_category
+        FROM `{top}`
     ) WHERE place <= {length}
 ), scoped AS (
     SELECT {category_prefix} || category AS `scope`, epoch, product_id, score
-    FROM of_category WHERE category <> ''
+    FROM `{top}` WHERE category <> ''
     UNION ALL
     SELECT {all_scope} AS `scope`, epoch, product_id, score FROM of_all
 )
@@ -185,10 +200,13 @@ def trending_lists(
                 "scan.startup.mode": "earliest-offset",
             },
         )
-        products = _view_of_stream(
+        products = "trending-products"
+        _view_of_stream(
             tables,
-            "trending-products",
-            tables.sql_query(_PRODUCTS.format(source="trending-catalogue")),
+            products,
+            _PRODUCTS.format(source="trending-catalogue"),
+            _PRODUCTS_COLUMNS,
+            key="product_id",
         )
         newest = tables.sql_query(_NEWEST.format(products=products, no_epoch=NO_EPOCH))
         tables.create_temporary_view("`trending-newest`", newest)
@@ -223,42 +241,45 @@ def trending_lists(
         scored = tables.sql_query(
             _TRENDING.format(sums="trending-sums", products=products, ttl=ttl)
         )
-        tables.create_temporary_view("`trending-scored`", scored)
-        lists = _lists(tables, "trending-scored", config.length, ALL_SCOPE, category_scope(""))
+        tables.create_temporary_view("`trending`", scored)
+        lists = _lists(tables, "trending", config.length, ALL_SCOPE, category_scope(""))
     finally:
         for name, value in before.items():
             settings.set(name, value)
     return keyed_by_first(lists.union(newest_lists), row_type())
 
 
-def _view_of_stream(tables: StreamTableEnvironment, name: str, table: Table) -> str:
-    """Translate a table now, with the present settings, and name what comes out."""
-    stream = tables.to_changelog_stream(table)
-    typed(stream, f"{name}-source")
-    schema = (
-        Schema.new_builder()
-        .column("product_id", "STRING NOT NULL")
-        .column("category", "STRING")
-        .column("in_stock", "BOOLEAN")
-        .column("first_seen", "DOUBLE")
-        .primary_key("product_id")
-        .build()
-    )
-    tables.create_temporary_view(f"`{name}`", tables.from_changelog_stream(stream, schema))
-    return name
+def _view_of_stream(
+    tables: StreamTableEnvironment, name: str, query: str, columns: Mapping[str, str], key: str = ""
+) -> None:
+    """Translate a query now, with the present settings, and name what comes out.
+
+    Where two queries read it, the planner would otherwise make some of it twice.
+    """
+    stream = typed(tables.to_changelog_stream(tables.sql_query(query)), name)
+    schema = Schema.new_builder()
+    for column, kind in columns.items():
+        schema.column(column, kind)
+    if key:
+        schema.primary_key(key)
+    view = tables.from_changelog_stream(stream, schema.build())
+    tables.create_temporary_view(f"`{name}`", view)
 
 
 def _lists(
-    tables: StreamTableEnvironment, scored: str, length: int, all_scope: str, category_prefix: str
+    tables: StreamTableEnvironment, name: str, length: int, all_scope: str, category_prefix: str
 ) -> DataStream:
+    """Make the lists of the view ``name``: epoch, category, product_id, score."""
+    top = f"{name}-top"
+    _view_of_stream(tables, top, _TOP.format(scored=name, length=length), _TOP_COLUMNS)
     query = _LISTS.format(
-        scored=scored,
+        top=top,
         length=length,
         all_scope=_quoted(all_scope),
         category_prefix=_quoted(category_prefix),
     )
     stream = tables.to_changelog_stream(tables.sql_query(query))
-    return typed(stream, f"{scored}-lists", row_type())
+    return typed(stream, f"{name}-lists", row_type())
 
 
 def build_trending(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -20,8 +21,7 @@ UIDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def graph() -> Any:
+def graph_of(*options: str) -> Any:
     # Here, so that the other tests need no JVM of their own.
     from pyflink.common import Configuration
     from pyflink.datastream import StreamExecutionEnvironment
@@ -34,8 +34,18 @@ def graph() -> Any:
     configuration = Configuration()
     configuration.set_string("pipeline.jars", ";".join(jar.as_uri() for jar in jars))
     environment = StreamExecutionEnvironment.get_execution_environment(configuration)
-    build(environment, parse([]))
+    build(environment, parse(list(options)))
     return environment._j_stream_execution_environment.getStreamGraph(False)
+
+
+@pytest.fixture(scope="module")
+def graph() -> Any:
+    return graph_of("--trending-half-life-hours=0")
+
+
+@pytest.fixture(scope="module")
+def with_trending() -> Any:
+    return graph_of()
 
 
 def nodes(graph: Any) -> list[Any]:
@@ -50,6 +60,12 @@ def inputs(graph: Any, uid: str) -> dict[str, str]:
         uid_of[edge.getSourceId()]: edge.getPartitioner().toString()
         for edge in node.getInEdges().toArray()
     }
+
+
+def tasks(graph: Any) -> set[str]:
+    """Names of the tasks, without the numbers that the planner gives in the order of making."""
+    vertices = graph.getJobGraph().getVerticesAsArray()
+    return {re.sub(r"\[\d+\]", "", vertex.getName()) for vertex in vertices}
 
 
 def test_every_operator_has_its_uid(graph: Any) -> None:
@@ -82,3 +98,21 @@ def test_only_these_three_edges_leave_a_task(graph: Any) -> None:
 def test_the_sink_writes_all_dead_letters_behind_the_save(graph: Any) -> None:
     assert inputs(graph, "dead-letters-sink-0-1") == {"cassandra-sink": "FORWARD"}
     assert inputs(graph, "dead-letters-sink-0-0") == {"dead-letters-sink-0-1": "FORWARD"}
+
+
+def test_trending_products_leave_the_recommender_as_it_is(graph: Any, with_trending: Any) -> None:
+    uids = {node.getTransformationUID() for node in nodes(with_trending)}
+    added = uids - UIDS
+
+    assert uids > UIDS
+    assert all(uid and uid.startswith("trending-") for uid in added)
+    assert len(nodes(with_trending)) == len(uids)
+    assert tasks(with_trending) >= tasks(graph)
+
+
+def test_one_python_operator_saves_the_trending_lists_by_scope(with_trending: Any) -> None:
+    assert inputs(with_trending, "trending-sink") == {
+        "trending-lists-0": "HASH",
+        "trending-newest-lists-0": "HASH",
+    }
+    assert "trending-sink" in tasks(with_trending)
