@@ -236,7 +236,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--offered-seconds", type=int, default=75)
     parser.add_argument("--skip-baselines", action="store_true")
     parser.add_argument("--flink", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--job", action="append", default=[], metavar="OPTION=VALUE", help="of our job")
+    parser.add_argument(
+        "--job", action="append", default=[], metavar="OPTION=VALUE", help="of our job"
+    )
     given = parser.parse_args(arguments)
     workload = Workload(
         events=given.events, users=given.users, products=given.products, related=given.related

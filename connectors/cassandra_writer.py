@@ -231,9 +231,7 @@ class CassandraWriter:
             # They come one by one and seldom: what waits for more would wait for long.
             self._send_all()
 
-    def save_scope(
-        self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int
-    ) -> None:
+    def save_scope(self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int) -> None:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
         self._ring.refresh()
         self._add_bound("insert_trending", (scope, items, generated_ms))

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from pyflink.common import Row, RowKind, Types
 from pyflink.common.typeinfo import TypeInformation
-from pyflink.datastream import KeyedProcessFunction, RuntimeContext
+from pyflink.datastream import KeyedProcessFunction, ProcessFunction, RuntimeContext
 from pyflink.datastream.state import ValueStateDescriptor
 
 from connectors.cassandra_sink import close_writer, open_writer
@@ -38,8 +38,29 @@ class ScopeWriter(Protocol):
 
 
 def row_type() -> TypeInformation:
-    """Type of the rows that come in: scope, epoch, list (as ``udfs.trending.parse_items``)."""
+    """Type of the rows that SQL makes: scope, epoch, list (as ``udfs.trending.parse_items``)."""
     return Types.ROW([Types.STRING(), Types.LONG(), Types.STRING()])
+
+
+def change_type() -> TypeInformation:
+    """Type of the rows that :class:`TrendingSink` takes: scope, and its epoch and list as text."""
+    return Types.ROW([Types.STRING(), Types.STRING()])
+
+
+class ListChanges(ProcessFunction):
+    """Makes rows of ``change_type`` of a changelog; a deleted list is an empty one.
+
+    An operator of its own, since a keyed one is handed the second field of a row alone: without
+    the row's kind.
+    """
+
+    def process_element(self, value: Row, _ctx: ProcessFunction.Context) -> Iterator[Row]:
+        """Pass on what is there now."""
+        kind = value.get_row_kind()
+        if kind != RowKind.UPDATE_BEFORE:
+            scope, epoch, items = value
+            # Emptied, not forgotten: an older epoch's list must not come back in its place.
+            yield Row(scope, f"{epoch} {'' if kind == RowKind.DELETE else items}")
 
 
 class TrendingSink(KeyedProcessFunction):
@@ -65,25 +86,16 @@ class TrendingSink(KeyedProcessFunction):
         self._saved = group.counter("trending_lists_written")
         self._retries = group.counter("trending_write_retries")
 
-    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
+    def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         """Take a change of a scope's list."""
-        kind = value.get_row_kind()
-        if kind != RowKind.UPDATE_BEFORE:
-            scope, epoch, text = value
-            lists = self._read()
-            if kind == RowKind.DELETE:
-                # Emptied, not forgotten: an older epoch's list must not come back in its place.
-                text = ""
-            lists[epoch] = text
-            self._write(scope, epoch, lists, ctx)
+        epoch, _, items = value.partition(" ")
+        lists = {**self._read(), int(epoch): items}
+        self._write(int(epoch), lists, ctx)
         yield from ()
 
-    def on_timer(
-        self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> Iterator[Row]:
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
         """Save the list of the epoch that has begun."""
-        scope = ctx.get_current_key()[0]
-        self._write(scope, self._config.epoch_of(timestamp), self._read(), ctx)
+        self._write(self._config.epoch_of(timestamp), self._read(), ctx)
         yield from ()
 
     def close(self) -> None:
@@ -97,7 +109,7 @@ class TrendingSink(KeyedProcessFunction):
         return {} if packed is None else pickle.loads(packed)
 
     def _write(
-        self, scope: str, changed: int, lists: dict[int, str], ctx: KeyedProcessFunction.Context
+        self, changed: int, lists: dict[int, str], ctx: KeyedProcessFunction.Context
     ) -> None:
         now_ms = time.time_ns() // 1_000_000
         shown = current(lists, self._config.epoch_of(now_ms))
@@ -112,6 +124,6 @@ class TrendingSink(KeyedProcessFunction):
         items = parse_items(lists[shown]) if lists[shown] else []
         if shown != NO_EPOCH:
             items = scaled(items, self._config.decay(shown, now_ms))
-        self._writer.save_scope(scope, items, now_ms)
+        self._writer.save_scope(str(ctx.get_current_key()), items, now_ms)
         self._retries.inc(self._writer.drain().retries)
         self._saved.inc()

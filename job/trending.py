@@ -12,12 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pyflink.datastream import DataStream, KeyedStream
+from pyflink.datastream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
 from connectors.cassandra_schema import ALL_SCOPE, NEWEST_SCOPE, category_scope, newest_scope
 from connectors.kafka import KafkaOptions, keyed_by_first, table_source, typed
-from connectors.trending_sink import NO_EPOCH, ScopeWriter, TrendingSink, row_type
+from connectors.trending_sink import (
+    NO_EPOCH,
+    ListChanges,
+    ScopeWriter,
+    TrendingSink,
+    change_type,
+    row_type,
+)
 from job import uids
 from udfs.profile import ProfileConfig
 from udfs.schemas import MAX_FUTURE_MS
@@ -176,8 +183,8 @@ def trending_lists(
     catalogue_topic: str,
     config: TrendingConfig,
     profile: ProfileConfig,
-) -> KeyedStream:
-    """Make the lists of all scopes, keyed by scope: rows as :func:`connectors.trending_sink`'s."""
+) -> DataStream:
+    """Make the lists of all scopes, a changelog: rows of ``connectors.trending_sink.row_type``."""
     settings = tables.get_config()
     ttl = f"{STATE_HALF_LIVES * config.half_life_ms} ms"
     before = {name: settings.get(name, "") for name in (*_SETTINGS, _TTL)}
@@ -246,7 +253,7 @@ def trending_lists(
     finally:
         for name, value in before.items():
             settings.set(name, value)
-    return keyed_by_first(lists.union(newest_lists), row_type())
+    return lists.union(newest_lists)
 
 
 def _view_of_stream(
@@ -283,11 +290,17 @@ def _lists(
 
 
 def build_trending(
-    lists: KeyedStream, writer: Callable[[], ScopeWriter], config: TrendingConfig
+    lists: DataStream, writer: Callable[[], ScopeWriter], config: TrendingConfig
 ) -> DataStream:
     """Save the lists."""
+    changes = (
+        lists.process(ListChanges(), output_type=change_type())
+        .uid(uids.TRENDING_CHANGES)
+        .name(uids.TRENDING_CHANGES)
+    )
     return (
-        lists.process(TrendingSink(writer, config), output_type=row_type())
+        keyed_by_first(changes, change_type())
+        .process(TrendingSink(writer, config), output_type=change_type())
         .uid(uids.TRENDING_SINK)
         .name(uids.TRENDING_SINK)
     )

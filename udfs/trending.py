@@ -50,7 +50,9 @@ class TrendingConfig:
         shortest = 1 / MS_AN_HOUR
         hours = self.half_life_hours
         if hours != 0 and not shortest <= hours <= MAX_HALF_LIFE_HOURS:
-            msg = f"trending_half_life_hours must be 0 or at most {MAX_HALF_LIFE_HOURS}, not {hours}"
+            msg = (
+                f"trending_half_life_hours must be 0 or at most {MAX_HALF_LIFE_HOURS}, not {hours}"
+            )
             raise ValueError(msg)
         if not 1 <= self.length <= MAX_LENGTH:
             msg = f"trending_length must be within 1 and {MAX_LENGTH}, not {self.length}"

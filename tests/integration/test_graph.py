@@ -110,9 +110,12 @@ def test_trending_products_leave_the_recommender_as_it_is(graph: Any, with_trend
     assert tasks(with_trending) >= tasks(graph)
 
 
-def test_one_python_operator_saves_the_trending_lists_by_scope(with_trending: Any) -> None:
-    assert inputs(with_trending, "trending-sink") == {
-        "trending-lists-0": "HASH",
-        "trending-newest-lists-0": "HASH",
+def test_python_gets_finished_lists_and_saves_the_trending_lists_by_scope(
+    with_trending: Any,
+) -> None:
+    assert inputs(with_trending, "trending-changes") == {
+        "trending-lists-0": "FORWARD",
+        "trending-newest-lists-0": "FORWARD",
     }
+    assert inputs(with_trending, "trending-sink") == {"trending-changes": "HASH"}
     assert "trending-sink" in tasks(with_trending)

@@ -104,9 +104,7 @@ def mixed_events(round_: int) -> list[Event]:
 
 def test_lists_equal_a_recomputation_and_survive_a_stop(stack: Stack) -> None:
     options = ("--tick-ms", "200", "--trending-half-life-hours", "1")
-    with Pipeline.create(
-        stack, "trending", *options, "--trending-length", str(LENGTH)
-    ) as pipeline:
+    with Pipeline.create(stack, "trending", *options, "--trending-length", str(LENGTH)) as pipeline:
         old, new = NAMES[:-2], NAMES[-2:]
         upsert(pipeline, *old)
         # The time of first sight is counted in seconds.
