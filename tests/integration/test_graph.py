@@ -110,7 +110,7 @@ def test_trending_products_leave_the_recommender_as_it_is(graph: Any, with_trend
     assert tasks(with_trending) >= tasks(graph)
 
 
-def test_python_gets_finished_lists_and_saves_the_trending_lists_by_scope(
+def test_python_gets_finished_trending_lists_keyed_by_scope(
     with_trending: Any,
 ) -> None:
     assert inputs(with_trending, "trending-changes") == {
