@@ -152,6 +152,14 @@ GROUP BY `scope`, epoch
 """
 
 
+def _decayed(config: TrendingConfig) -> str:
+    """Name what depends on the half-life: sums of another one are refused, not misread.
+
+    The consumer group has the name too, so that another half-life reads the topic anew.
+    """
+    return f"trending-{config.half_life_ms}"
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
@@ -186,6 +194,7 @@ def trending_lists(
 ) -> DataStream:
     """Make the lists of all scopes, a changelog: rows of ``connectors.trending_sink.row_type``."""
     settings = tables.get_config()
+    decayed = _decayed(config)
     ttl = f"{STATE_HALF_LIVES * config.half_life_ms} ms"
     before = {name: settings.get(name, "") for name in (*_SETTINGS, _TTL)}
     for name, value in _SETTINGS.items():
@@ -221,11 +230,12 @@ def trending_lists(
             tables, "trending-newest", config.length, NEWEST_SCOPE, newest_scope("")
         )
         settings.set(_TTL, ttl)
+        events = f"{decayed}-events"
         table_source(
             tables,
             kafka,
             events_topic,
-            "trending-events",
+            events,
             _EVENT_COLUMNS,
             {
                 "format": "json",
@@ -236,7 +246,7 @@ def trending_lists(
         )
         sums = tables.sql_query(
             _SUMS.format(
-                source="trending-events",
+                source=events,
                 weight=weight_sql(profile),
                 half_life_ms=config.half_life_ms,
                 epoch_ms=EPOCH_HALF_LIVES * config.half_life_ms,
@@ -244,12 +254,12 @@ def trending_lists(
                 max_future_ms=MAX_FUTURE_MS,
             )
         )
-        tables.create_temporary_view("`trending-sums`", sums)
+        tables.create_temporary_view(f"`{decayed}-sums`", sums)
         scored = tables.sql_query(
-            _TRENDING.format(sums="trending-sums", products=products, ttl=ttl)
+            _TRENDING.format(sums=f"{decayed}-sums", products=products, ttl=ttl)
         )
-        tables.create_temporary_view("`trending`", scored)
-        lists = _lists(tables, "trending", config.length, ALL_SCOPE, category_scope(""))
+        tables.create_temporary_view(f"`{decayed}`", scored)
+        lists = _lists(tables, decayed, config.length, ALL_SCOPE, category_scope(""))
     finally:
         for name, value in before.items():
             settings.set(name, value)
@@ -301,6 +311,6 @@ def build_trending(
     return (
         keyed_by_first(changes, change_type())
         .process(TrendingSink(writer, config), output_type=change_type())
-        .uid(uids.TRENDING_SINK)
+        .uid(f"{uids.TRENDING_SINK}-{config.half_life_ms}")
         .name(uids.TRENDING_SINK)
     )

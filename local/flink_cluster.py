@@ -32,6 +32,9 @@ _DONE = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
 _JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 _TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 
+# Names of the tasks of the recommender and its sources.
+RECOMMENDER_TASKS = re.compile(r"^recommender|^Source: .*(events|catalogue|heartbeat)-source")
+
 
 @dataclass(frozen=True)
 class Checkpoints:
@@ -559,9 +562,15 @@ class FlinkCluster:
     # --- metrics -----------------------------------------------------------------------------
 
     def metrics(self, job_id: str, names: Sequence[str]) -> dict[str, list[float]]:
-        """Values over all vertices and subtasks of the metrics that end with `.<name>`."""
+        """Values over all vertices and subtasks of the metrics that end with `.<name>`.
+
+        Of our own job those of the recommender and its sources alone: the tasks of the trending
+        lists are many, each would be a request, and they read the same topics once more.
+        """
         values: dict[str, list[float]] = {name: [] for name in names}
-        for vertex in self.job(job_id)["vertices"]:
+        vertices = self.job(job_id)["vertices"]
+        recommender = [one for one in vertices if RECOMMENDER_TASKS.search(one["name"])]
+        for vertex in recommender or vertices:
             path = f"/jobs/{job_id}/vertices/{vertex['id']}/metrics"
             ids = {
                 entry["id"]: name
@@ -579,5 +588,5 @@ class FlinkCluster:
         return values
 
     def metric(self, job_id: str, name: str) -> list[float]:
-        """Values over all vertices and subtasks of the metric that ends with `.<name>`."""
+        """Values of one metric, as :meth:`metrics` has them."""
         return self.metrics(job_id, [name])[name]
