@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -164,10 +165,17 @@ def freshness(running: Bench, job: str, workload: Workload, rate: int, seconds: 
     return max(gauges["freshness_p50_ms"]), max(gauges["freshness_p99_ms"]), *by_rows
 
 
-def ours(running: Bench, workload: Workload, parallelism: int, settings: dict[str, str]) -> Any:
+def ours(
+    running: Bench,
+    workload: Workload,
+    parallelism: int,
+    settings: dict[str, str],
+    options: Sequence[str],
+) -> Any:
     """Measure our job over the backlog and check what it saved; returns (job, run)."""
     keyspace = running.keyspace("ours")
-    job = running.submit(keyspace, "", parallelism, settings)
+    more = [f"--{option}" for option in options]
+    job = running.submit(keyspace, "", parallelism, settings, *more)
     run = running.measure(job, keyspace, workload.events)
     lists = running.users_with_list(keyspace)
     users = {key for key, _ in workload.stream(start_ms=0)}
@@ -228,6 +236,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--offered-seconds", type=int, default=75)
     parser.add_argument("--skip-baselines", action="store_true")
     parser.add_argument("--flink", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--job", action="append", default=[], metavar="OPTION=VALUE", help="of our job"
+    )
     given = parser.parse_args(arguments)
     workload = Workload(
         events=given.events, users=given.users, products=given.products, related=given.related
@@ -238,7 +249,7 @@ def main(arguments: list[str]) -> None:
         print(f"loading {workload.events:,} events into Kafka", flush=True)
         running.load(workload)
         running.wait_idle()
-        job, run = ours(running, workload, given.parallelism, settings)
+        job, run = ours(running, workload, given.parallelism, settings, given.job)
         print(f"ours: {run.steady_events_per_second:,.0f} events/s", flush=True)
         try:
             running.wait_idle()

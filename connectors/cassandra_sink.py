@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from pyflink.common import Row
 from pyflink.datastream import RuntimeContext
@@ -24,8 +24,17 @@ logger = logging.getLogger(__name__)
 WriterFactory = Callable[[], Writer]
 
 
+class Closeable(Protocol):
+    """What holds connections."""
+
+    def close(self) -> None:
+        """Let go of them."""
+
+
+_Closeable = TypeVar("_Closeable", bound=Closeable)
+
 # Writers of this process by the native id of their task's thread.
-_writers: dict[int, Writer] = {}
+_writers: dict[int, Closeable] = {}
 _THREADS: Final = Path("/proc/self/task")
 
 
@@ -43,6 +52,20 @@ def close_orphans() -> None:
             _writers.pop(thread).close()
 
 
+def open_writer(factory: Callable[[], _Closeable]) -> _Closeable:
+    """Make the writer of this task's thread."""
+    close_orphans()
+    writer = factory()
+    _writers[threading.get_native_id()] = writer
+    return writer
+
+
+def close_writer(writer: Closeable) -> None:
+    """Close the writer of this task's thread."""
+    _writers.pop(threading.get_native_id(), None)
+    writer.close()
+
+
 class CassandraSink(ProcessFunction):
     """Saves each :class:`SaveBatch`; after a tick's last one returns only when all is acknowledged.
 
@@ -57,9 +80,7 @@ class CassandraSink(ProcessFunction):
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Connect, and register the metrics."""
-        close_orphans()
-        self._writer = self._writer_factory()
-        _writers[threading.get_native_id()] = self._writer
+        self._writer = open_writer(self._writer_factory)
         self._event_times: list[int] = []
         self._freshness = WindowedQuantiles()
         self._latency = WindowedQuantiles()
@@ -93,8 +114,7 @@ class CassandraSink(ProcessFunction):
         """Close the connection."""
         # Flink also closes what failed to open.
         if hasattr(self, "_writer"):
-            _writers.pop(threading.get_native_id(), None)
-            self._writer.close()
+            close_writer(self._writer)
 
     def _settle(self, report: WriteReport) -> Iterator[Row]:
         now_ms = time.time_ns() // 1_000_000

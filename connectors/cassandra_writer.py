@@ -13,7 +13,7 @@ import struct
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -230,6 +230,11 @@ class CassandraWriter:
         if batch.products:
             # They come one by one and seldom: what waits for more would wait for long.
             self._send_all()
+
+    def save_scope(self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int) -> None:
+        """Take the list of a scope of `trending`: (product_id, score), best first."""
+        self._ring.refresh()
+        self._add_bound("insert_trending", (scope, items, generated_ms))
 
     def drain(self) -> WriteReport:
         """Send what is grouped, wait until all of it is acknowledged, and report."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,10 @@ MAXIMA: Final = (
     *("catalogue_size", "lookup_batch_size"),
 )
 LAG: Final = "pendingRecords"
+# Names of the tasks of the recommender and its sources.
+RECOMMENDER_TASKS: Final = re.compile(
+    r"^recommender|^Source: .*(events|catalogue|heartbeat)-source"
+)
 # Metrics that one request asks for: their names stand in its address.
 _AT_ONCE: Final = 50
 
@@ -28,9 +33,15 @@ def live_job(get: Get) -> str | None:
 
 
 def job_metrics(get: Get, job_id: str, names: Sequence[str]) -> dict[str, list[float]]:
-    """Return values over all vertices and subtasks of the metrics that end with ``.<name>``."""
+    """Return values over all vertices and subtasks of the metrics that end with ``.<name>``.
+
+    Of our own job those of the recommender and its sources alone: the tasks of the trending lists
+    are many, each would be a request, and they read the same topics once more.
+    """
     values: dict[str, list[float]] = {name: [] for name in names}
-    for vertex in get(f"/jobs/{job_id}")["vertices"]:
+    vertices = get(f"/jobs/{job_id}")["vertices"]
+    recommender = [one for one in vertices if RECOMMENDER_TASKS.search(one["name"])]
+    for vertex in recommender or vertices:
         path = f"/jobs/{job_id}/vertices/{vertex['id']}/metrics"
         ids = {
             entry["id"]: name

@@ -14,7 +14,7 @@ from pyflink.common import Types
 from pyflink.common.typeinfo import TypeInformation
 from pyflink.datastream import DataStream, KeyedStream
 from pyflink.java_gateway import get_gateway
-from pyflink.table import Schema, StreamTableEnvironment, Table
+from pyflink.table import Schema, StreamTableEnvironment
 
 from udfs.schemas import HEARTBEAT_PARTITION
 
@@ -22,6 +22,8 @@ from udfs.schemas import HEARTBEAT_PARTITION
 MAX_DEAD_LETTER_BYTES: Final = 2 * 2**20
 # How soon the last of many changed products are saved.
 HEARTBEATS_A_SECOND: Final = 4
+# New partitions are found while the job runs.
+DISCOVERY_INTERVAL: Final = "60 s"
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,21 @@ def _sql_string(text: str) -> str:
 
 
 def _table_options(options: KafkaOptions, topic: str, extra: Mapping[str, str]) -> str:
+    raw = {
+        "key.format": "raw",
+        "key.fields": "key",
+        "value.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+    }
+    return _settings(options, topic, {**raw, **extra})
+
+
+def _settings(options: KafkaOptions, topic: str, extra: Mapping[str, str]) -> str:
     settings = {
         "connector": "kafka",
         "topic": topic,
         "properties.bootstrap.servers": options.bootstrap,
         **{f"properties.{name}": value for name, value in options.properties.items()},
-        "key.format": "raw",
-        "key.fields": "key",
-        "value.format": "raw",
-        "value.fields-include": "EXCEPT_KEY",
         **extra,
     }
     return ", ".join(f"{_sql_string(k)} = {_sql_string(v)}" for k, v in settings.items())
@@ -74,8 +82,7 @@ def _source(
             "properties.group.id": options.group_id,
             "properties.auto.offset.reset": "earliest",
             "scan.startup.mode": start,
-            # New partitions are found while the job runs.
-            "scan.topic-partition-discovery.interval": "60 s",
+            "scan.topic-partition-discovery.interval": DISCOVERY_INTERVAL,
         },
     )
     tables.execute_sql(
@@ -85,25 +92,58 @@ def _source(
     )
     # Flink cannot key by null, and a record without a key must reach the dead letters.
     table = tables.sql_query(f"SELECT COALESCE(`key`, '') AS `key`, {columns} FROM `{name}`")
-    return _typed(tables, table, name, row)
+    return typed(tables.to_data_stream(table), name, row)
 
 
-def _typed(
-    tables: StreamTableEnvironment, table: Table, name: str, row: TypeInformation
-) -> DataStream:
-    """Make a stream of a table, typed as ``row``, with uids for a savepoint to find it by."""
-    stream = tables.to_data_stream(table)
-    transformation = stream._j_data_stream.getTransformation()
-    transformation.setOutputType(row.get_java_type_info())
-    # The planner makes several transformations; a savepoint finds each by its name and depth.
-    depth = 0
-    while True:
-        transformation.setUid(f"{name}-{depth}")
-        inputs = transformation.getInputs()
-        if inputs.isEmpty():
-            return stream
-        transformation = inputs.get(0)
-        depth += 1
+def typed(stream: DataStream, name: str, row: TypeInformation | None = None) -> DataStream:
+    """Give what the planner made uids for a savepoint to find it by, and type it as ``row``.
+
+    The planner makes several transformations; each is found by its name and its place in the walk
+    from the last to the first. What has a uid already is the end of a walk.
+    """
+    last = stream._j_data_stream.getTransformation()
+    if row is not None:
+        last.setOutputType(row.get_java_type_info())
+    waiting, place = [last], 0
+    while waiting:
+        transformation = waiting.pop()
+        if transformation.getUid() is None:
+            transformation.setUid(f"{name}-{place}")
+            place += 1
+            inputs = transformation.getInputs()
+            waiting.extend(inputs.get(at) for at in reversed(range(inputs.size())))
+    return stream
+
+
+def table_source(
+    tables: StreamTableEnvironment,
+    options: KafkaOptions,
+    topic: str,
+    name: str,
+    columns: str,
+    extra: Mapping[str, str],
+) -> None:
+    """Name a topic as a table, read under a consumer group of its own: the group and the name."""
+    settings = _settings(
+        options,
+        topic,
+        {
+            "properties.group.id": f"{options.group_id}-{name}",
+            "properties.auto.offset.reset": "earliest",
+            "scan.topic-partition-discovery.interval": DISCOVERY_INTERVAL,
+            **extra,
+        },
+    )
+    tables.execute_sql(f"CREATE TEMPORARY TABLE `{name}` ({columns}) WITH ({settings})")
+
+
+def keyed_by_first(stream: DataStream, row: TypeInformation) -> KeyedStream:
+    """Key rows, typed as ``row``, by their first field, a string, without Python for each."""
+    selector = get_gateway().jvm.org.apache.flink.streaming.api.functions.python.KeyByKeySelector()
+    # The selector returns the key as a Row of one field, whatever its name suggests.
+    key = Types.ROW([Types.STRING()]).get_java_type_info()
+    # What key_by() of PyFlink makes, without its Python selector for each element.
+    return KeyedStream(stream._j_data_stream.keyBy(selector, key), row, stream)
 
 
 def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: str) -> KeyedStream:
@@ -115,8 +155,7 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
     From the committed offsets of the group, or the earliest where there are none; a restored job
     goes on from its checkpoint whatever the group says.
     """
-    key = Types.STRING()
-    row = Types.ROW([key, Types.PRIMITIVE_ARRAY(Types.BYTE())])
+    row = Types.ROW([Types.STRING(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
     stream = _source(
         tables,
         options,
@@ -128,11 +167,7 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
         "group-offsets",
         row,
     )
-    selector = get_gateway().jvm.org.apache.flink.streaming.api.functions.python.KeyByKeySelector()
-    # The selector returns the key as a Row of one field, whatever its name suggests.
-    keyed = stream._j_data_stream.keyBy(selector, Types.ROW([key]).get_java_type_info())
-    # What key_by() of PyFlink makes, without its Python selector for each element.
-    return KeyedStream(keyed, row, stream)
+    return keyed_by_first(stream, row)
 
 
 def catalogue_stream(
@@ -160,7 +195,7 @@ def _heartbeats(tables: StreamTableEnvironment, name: str, row: TypeInformation)
         "SELECT CAST('' AS STRING) AS `key`, CAST(NULL AS BYTES) AS `value`,"
         f" {HEARTBEAT_PARTITION} AS `partition`, CAST(0 AS BIGINT) AS `offset` FROM `{name}`"
     )
-    return _typed(tables, table, name, row)
+    return typed(tables.to_data_stream(table), name, row)
 
 
 def dead_letter_sink(

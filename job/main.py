@@ -16,6 +16,7 @@ from connectors.cassandra_writer import CassandraWriter
 from connectors.kafka import catalogue_stream, dead_letter_sink, event_stream
 from job.options import JobOptions, parse
 from job.topology import Endpoints, build_topology
+from job.trending import build_trending, trending_lists
 
 JOB_NAME = "recommender"
 
@@ -26,13 +27,24 @@ def build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
     environment.get_config().enable_object_reuse()
     tables = StreamTableEnvironment.create(environment)
     kafka = options.kafka
+    writer = partial(CassandraWriter, options.cassandra, options.writer)
     endpoints = Endpoints(
         events=event_stream(tables, kafka, options.events_topic),
         catalogue=catalogue_stream(tables, kafka, options.catalogue_topic),
-        writer=partial(CassandraWriter, options.cassandra, options.writer),
+        writer=writer,
         dead_letters=partial(dead_letter_sink, tables, kafka, options.dead_letters_topic),
     )
     build_topology(endpoints, options.recommender)
+    if options.trending.enabled:
+        lists = trending_lists(
+            tables,
+            kafka,
+            options.events_topic,
+            options.catalogue_topic,
+            options.trending,
+            options.recommender.recommend.profile,
+        )
+        build_trending(lists, writer, options.trending)
 
 
 def main(arguments: list[str]) -> None:

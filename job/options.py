@@ -16,6 +16,7 @@ from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
 from udfs.schemas import EVENT_TYPES
+from udfs.trending import TrendingConfig
 from udfs.variants import Experiment, Variant
 
 
@@ -31,6 +32,7 @@ class JobOptions:
     cassandra: CassandraOptions = field(default_factory=CassandraOptions)
     writer: WriterConfig = field(default_factory=WriterConfig)
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
+    trending: TrendingConfig = field(default_factory=TrendingConfig)
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
     dead_letters_topic: str = "dead-letters"
@@ -287,6 +289,16 @@ def parser() -> argparse.ArgumentParser:
         recommender.space_switch_share,
         "share of the products that a new embedding space needs to be switched to",
     )
+    trending = TrendingConfig()
+    add(
+        group,
+        "trending-half-life-hours",
+        float,
+        trending.half_life_hours,
+        "half-life of an event's weight for trending products, hours; 0: neither trending nor"
+        " newest lists are made",
+    )
+    add(group, "trending-length", int, trending.length, "products a trending or newest list")
     add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
     group.add_argument(
         "--execution-mode",
@@ -351,7 +363,10 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 ),
                 **_same_names(given, RecommenderConfig, "recommend"),
             ),
-            **_same_names(given, JobOptions, "kafka", "cassandra", "writer", "recommender"),
+            trending=TrendingConfig(given.trending_half_life_hours, given.trending_length),
+            **_same_names(
+                given, JobOptions, "kafka", "cassandra", "writer", "recommender", "trending"
+            ),
         )
     except ValueError as error:
         raise OptionError(str(error)) from error

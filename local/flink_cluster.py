@@ -562,5 +562,5 @@ class FlinkCluster:
         return job_metrics(self.get, job_id, names)
 
     def metric(self, job_id: str, name: str) -> list[float]:
-        """Values over all vertices and subtasks of the metric that ends with `.<name>`."""
+        """Values of one metric, as :meth:`metrics` has them."""
         return self.metrics(job_id, [name])[name]

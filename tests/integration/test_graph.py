@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from connectors.flink_metrics import RECOMMENDER_TASKS
 from local.processes import PROJECT
 
 UIDS = {
@@ -20,8 +22,7 @@ UIDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def graph() -> Any:
+def graph_of(*options: str) -> Any:
     # Here, so that the other tests need no JVM of their own.
     from pyflink.common import Configuration
     from pyflink.datastream import StreamExecutionEnvironment
@@ -34,8 +35,18 @@ def graph() -> Any:
     configuration = Configuration()
     configuration.set_string("pipeline.jars", ";".join(jar.as_uri() for jar in jars))
     environment = StreamExecutionEnvironment.get_execution_environment(configuration)
-    build(environment, parse([]))
+    build(environment, parse(list(options)))
     return environment._j_stream_execution_environment.getStreamGraph(False)
+
+
+@pytest.fixture(scope="module")
+def graph() -> Any:
+    return graph_of("--trending-half-life-hours=0")
+
+
+@pytest.fixture(scope="module")
+def with_trending() -> Any:
+    return graph_of()
 
 
 def nodes(graph: Any) -> list[Any]:
@@ -50,6 +61,12 @@ def inputs(graph: Any, uid: str) -> dict[str, str]:
         uid_of[edge.getSourceId()]: edge.getPartitioner().toString()
         for edge in node.getInEdges().toArray()
     }
+
+
+def tasks(graph: Any) -> set[str]:
+    """Names of the tasks, without the numbers that the planner gives in the order of making."""
+    vertices = graph.getJobGraph().getVerticesAsArray()
+    return {re.sub(r"\[\d+\]", "", vertex.getName()) for vertex in vertices}
 
 
 def test_every_operator_has_its_uid(graph: Any) -> None:
@@ -82,3 +99,26 @@ def test_only_these_three_edges_leave_a_task(graph: Any) -> None:
 def test_the_sink_writes_all_dead_letters_behind_the_save(graph: Any) -> None:
     assert inputs(graph, "dead-letters-sink-0-1") == {"cassandra-sink": "FORWARD"}
     assert inputs(graph, "dead-letters-sink-0-0") == {"dead-letters-sink-0-1": "FORWARD"}
+
+
+def test_trending_products_leave_the_recommender_as_it_is(graph: Any, with_trending: Any) -> None:
+    uids = {node.getTransformationUID() for node in nodes(with_trending)}
+    added = uids - UIDS
+
+    assert uids > UIDS
+    assert all(uid and uid.startswith("trending-") for uid in added)
+    assert len(nodes(with_trending)) == len(uids)
+    assert tasks(with_trending) > tasks(graph)
+    # What the live status and the benchmarks ask for their figures.
+    assert {name for name in tasks(with_trending) if RECOMMENDER_TASKS.search(name)} == tasks(graph)
+
+
+def test_python_gets_finished_trending_lists_keyed_by_scope(
+    with_trending: Any,
+) -> None:
+    assert inputs(with_trending, "trending-changes") == {
+        "trending-21600000-lists-0": "FORWARD",
+        "trending-newest-lists-0": "FORWARD",
+    }
+    assert inputs(with_trending, "trending-sink-21600000") == {"trending-changes": "HASH"}
+    assert "trending-sink" in tasks(with_trending)

@@ -22,7 +22,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "udfs"},
 }
 OTHERS = {*ROOMS, "local", "benchmarks", "tests"}
-UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.memory"}
+UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.memory", "udfs.trending"}
 
 
 def sources() -> dict[str, Path]:

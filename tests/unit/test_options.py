@@ -59,6 +59,8 @@ CASES = [
     ("profile-ttl-days", "0.5", "recommender.profile_ttl_days", 0.5),
     ("waiting-retry-max-ms", "9", "recommender.waiting_retry_max_ms", 9),
     ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),
+    ("trending-half-life-hours", "0", "trending.half_life_hours", 0.0),
+    ("trending-length", "9", "trending.length", 9),
     ("dimensions", "64", "recommender.dimensions", 64),
     ("execution-mode", "process", "recommender.execution_mode", "process"),
 ]
