@@ -18,8 +18,10 @@ import promql_parser
 import psutil
 import requests
 import yaml
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+import api.metrics  # noqa: F401 (registers the service's metrics)
 from local.processes import LOOPBACK, PROJECT
 from local.stack import Stack
 
@@ -152,6 +154,17 @@ def scrape(stack: Stack) -> Iterator[Sample]:
 def kept_names(samples: Iterable[Sample]) -> list[str]:
     """The names that Prometheus keeps, in order."""
     return sorted(name for name in {one.name for one in samples} if not dropped(name))
+
+
+def service_names() -> set[str]:
+    """Names under which the service exports its metrics."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    return {
+        found.name + suffix
+        for found in REGISTRY.collect()
+        if found.name.startswith("recommender_api_")
+        for suffix in suffixes[found.type]
+    }
 
 
 def golden_names() -> list[str]:

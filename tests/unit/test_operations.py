@@ -7,15 +7,18 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from api.access import KEY_PREFIX, ApiKey, hash_key
 from api.config import ApiConfig
 from job.options import parse
 from local import cli, flink_config
@@ -69,6 +72,7 @@ def test_a_selector_matches_by_its_labels() -> None:
 def test_every_metric_that_is_asked_for_is_exported(where: str) -> None:
     known = {*exported_metrics.golden_names(), "up"}
     known |= {rule["record"] for rule in exported_metrics.rules() if "record" in rule}
+    known |= exported_metrics.service_names()
 
     asked = {one.name for one in selectors(QUERIES[where])}
 
@@ -253,17 +257,34 @@ def test_the_job_understands_its_arguments(monkeypatch: pytest.MonkeyPatch) -> N
     assert options.kafka.properties["sasl.jaas.config"] == "the value of RECOMMENDER_KAFKA_JAAS"
 
 
-def test_the_service_understands_its_variables() -> None:
+def test_the_service_understands_its_variables(tmp_path: Path) -> None:
     variables = dict(MANIFESTS["ConfigMap recommender-api"]["data"])
     settings = (PROJECT / "api" / "gunicorn.conf.py").read_text(encoding="utf-8")
     gunicorns = {name for name in variables if f'"{name}"' in settings}
 
-    config = ApiConfig.from_env({**variables, "RECOMMENDER_CASSANDRA_PASSWORD": "x"})
+    keys = tmp_path / "api-keys"
+    key = ApiKey("shop", hash_key(f"{KEY_PREFIX}{'x' * 43}"), ("read",))
+    keys.write_bytes(msgspec.json.encode([key]))
+    config = ApiConfig.from_env(
+        {
+            **variables,
+            "RECOMMENDER_CASSANDRA_PASSWORD": "x",
+            "RECOMMENDER_API_KEYS_FILE": str(keys),
+        }
+    )
 
     assert config.cassandra.hosts == ("cassandra",)
     assert config.cassandra.local_dc == "dc1"
-    known = {name for name in variables if name.startswith("RECOMMENDER_CASSANDRA_")}
+    assert config.kafka.bootstrap == "kafka:9092"
+    assert [one.name for one in config.keys] == ["shop"]
+    read = ("RECOMMENDER_CASSANDRA_", "RECOMMENDER_KAFKA_", "RECOMMENDER_API_KEYS_FILE")
+    known = {name for name in variables if name.startswith(read)}
     assert known | gunicorns == set(variables)
+    pod = MANIFESTS["Deployment recommender-api"]["spec"]["template"]["spec"]
+    (mounted,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "keys")
+    (volume,) = (one for one in pod["volumes"] if one["name"] == "keys")
+    paths = [f"{mounted['mountPath']}/{item['path']}" for item in volume["secret"]["items"]]
+    assert paths == [variables["RECOMMENDER_API_KEYS_FILE"]]
 
 
 def _container() -> dict[str, Any]:
