@@ -15,6 +15,8 @@ TASK_MANAGERS ?= 0
 TASK_MANAGER_MEMORY ?= 1600m
 CASSANDRA_HEAP ?= 1536m
 KEYSPACE ?= recommender
+FROM ?=
+SPACE ?=
 RATE ?= 50
 N ?= 1
 YES ?=
@@ -42,8 +44,8 @@ FLINK_JARS := build/jars/flink/.done
 
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
-	test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline bench-scale \
-	bench-lookup bench-search bench-api bench chaos clean
+	variants vectors test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline \
+	bench-scale bench-lookup bench-search bench-vectors bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -123,6 +125,19 @@ dead-letter: env ## Show one dead letter whole: make dead-letter AT=0/17
 replay: env ## Send dead letters back after a fix: make replay ARGS="--reason not_json --dry-run"
 	@$(DEAD_LETTERS) replay $(ARGS)
 
+variants: env ## Compare the settings of --variant by what their users did: make variants ARGS="--since 7d"
+	@RECOMMENDER_CASSANDRA_PORT=$(CASSANDRA_PORT) RECOMMENDER_CASSANDRA_KEYSPACE=$(KEYSPACE) \
+		$(PY) -m connectors.variant_tool $(ARGS)
+
+vectors: env ## Give a catalogue vectors: make vectors CATALOGUE=file [EVENTS=file FROM=both ARGS="--hold"]
+	@test -n "$(CATALOGUE)" || { \
+		echo "vectors: CATALOGUE (products, .jsonl or .jsonl.gz) is needed"; \
+		echo "  also: EVENTS=log FROM=text|behaviour|both SPACE=name, and ARGS: see" \
+			"$(PY) -m job.vectors --help"; exit 2; }
+	@$(PY) -m job.vectors --bootstrap 127.0.0.1:$(KAFKA_PORT) --catalogue "$(CATALOGUE)" \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(FROM),--from $(FROM)) \
+		$(if $(SPACE),--space "$(SPACE)") $(ARGS)
+
 # --- checks --------------------------------------------------------------------------------------
 
 test: env jars ## All tests; the integration tests start their own servers
@@ -180,6 +195,10 @@ bench-search: env ## What one search finds, against TF-IDF and against the vecto
 
 bench-api: env jars ## Requests/s and times of the HTTP service, beside the bare driver (needs wrk)
 	@$(PY) -m benchmarks.api
+
+bench-vectors: env ## What vectors of each kind find: make bench-vectors CATALOGUE=file EVENTS=log SPLIT=time
+	@$(PY) -m benchmarks.vectors $(if $(CATALOGUE),--catalogue "$(CATALOGUE)") \
+		$(if $(EVENTS),--events "$(EVENTS)") $(if $(SPLIT),--split $(SPLIT)) $(ARGS)
 
 bench: bench-lookup bench-search bench-pipeline bench-scale bench-api ## All benchmarks
 

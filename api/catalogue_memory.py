@@ -24,7 +24,13 @@ from connectors.kafka_client import KafkaClientOptions
 from connectors.product_rows import ProductRow
 from udfs.catalogue import Catalogue
 from udfs.query_encoder import SPACE, encode_query
-from udfs.schemas import RejectedError, decode_product, decode_tombstone
+from udfs.schemas import (
+    SPACE_KEY,
+    RejectedError,
+    decode_product,
+    decode_space_notice,
+    decode_tombstone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +88,24 @@ class CatalogueMemory:
         """Products by id, as they are at each look; what is absent: see `complete`."""
         return self._rows
 
-    def apply(self, key: bytes | None, value: bytes | None, ts: int) -> None:
+    def apply(self, key: bytes | None, value: bytes | None, ts: int, partition: int = 0) -> None:
         """Take one record of the topic; one that the job would reject is counted and ignored.
 
         Args:
             key: The record's key.
             value: The record's value; None deletes.
             ts: The record's time, epoch milliseconds.
+            partition: Where it stands.
         """
         wire_key = (key or b"").decode("latin-1")
         try:
+            if wire_key == SPACE_KEY and value is not None:
+                notice = decode_space_notice(value)
+                with self._lock:
+                    self._vectors.notice(notice, partition)
+                # Other vectors may be active now.
+                self.changes += 1
+                return
             if value is None:
                 product_id = decode_tombstone(wire_key)
                 with self._lock:
@@ -254,7 +268,9 @@ class CatalogueFollower:
         if message.error() is not None:
             logger.warning("catalogue topic: %s", message.error())
             return
-        self._memory.apply(message.key(), message.value(), message.timestamp()[1])
+        self._memory.apply(
+            message.key(), message.value(), message.timestamp()[1], message.partition()
+        )
 
     def _check_caught_up(self, consumer: Any) -> None:
         if not self._behind:

@@ -38,7 +38,7 @@ _TO: Final = Instant("to", "The latest time, exclusive; by default now.")
 _PAGE: Final = Token("page", "`next` of the page before, with the same from and to.")
 
 # All that a shop may send. An erasure comes through its own route, and its own scope.
-ShopEventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike"]
+ShopEventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return"]
 
 blueprint = Blueprint("events", __name__)
 

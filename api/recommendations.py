@@ -48,7 +48,8 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     ``source`` is "personal" where the user has a list that shows something, "fallback" where all
     items come from elsewhere, "none" where there is nothing at all to show. ``event_ts`` is the
     time of the newest event that the list knows of, ``generated_at`` that of its making, and
-    ``freshness_ms`` lies between the two. ``degraded`` says that the list could not be read.
+    ``freshness_ms`` lies between the two. ``degraded`` says that the list could not be read,
+    ``variant`` names the setting that made it where several are compared.
     """
 
     user_id: str
@@ -59,6 +60,7 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     generated_at: int | None
     freshness_ms: int | None
     degraded: bool
+    variant: str | None = None
 
 
 @route(
@@ -124,6 +126,7 @@ def recommendations(user_id: str) -> Response:
         found.generated_at if found is not None else None,
         found.generated_at - found.event_ts if found is not None else None,
         degraded is not None,
+        (found.variant or None) if found is not None else None,
     )
     if degraded is not None:
         return json_response(answer)

@@ -148,7 +148,9 @@ def save_lists(options: CassandraOptions, users: int, products: int) -> None:
                     SPACE,
                     now - 1000,
                     now * 1000,
+                    [f"viewed:{ids[row[0]]}"] * len(set(row)),
                     [],
+                    "",
                 )
                 for at, row in enumerate(chosen.tolist())
             ]

@@ -220,6 +220,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--products", type=int, default=10_000)
+    parser.add_argument("--related", type=int, default=50, help="related products of each")
     parser.add_argument("--parallelism", type=int, default=psutil.cpu_count() or 2)
     parser.add_argument("--warm-up", type=float, default=15, help="of (a) and (b), seconds")
     parser.add_argument("--window", type=float, default=90, help="of (a) and (b), seconds")
@@ -228,7 +229,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--skip-baselines", action="store_true")
     parser.add_argument("--flink", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args(arguments)
-    workload = Workload(events=given.events, users=given.users, products=given.products)
+    workload = Workload(
+        events=given.events, users=given.users, products=given.products, related=given.related
+    )
     settings = dict(item.split("=", 1) for item in given.flink)
     runs: dict[str, Run] = {}
     with bench(task_managers=given.parallelism) as running:

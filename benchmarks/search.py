@@ -13,6 +13,8 @@ What is real and what stands in for something:
   counterpart are left out and counted.
 - ``items``: three words of a product's title, made up; found is that product among the top 20.
 
+The row ``job`` is the list that the job makes for a user of this one search.
+
 All but ``items`` is precision at 20 (of as many as there are, where there are fewer). Half of the
 queries, by a hash of their text, is for choosing constants (``--choose``); the other half is
 reported.
@@ -46,8 +48,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from udfs.catalogue import Catalogue as JobCatalogue
 from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, LexicalIndex
-from udfs.query_encoder import encode_products, encode_texts
+from udfs.query_encoder import SPACE, encode_products, encode_query, encode_texts
+from udfs.ranking import RankingConfig
+from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.schemas import Event, PendingEvent, Product
 
 FloatMatrix = NDArray[np.float32]
 DATA: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -55,7 +61,7 @@ CATALOGUE: Final = DATA / "purchases_dev.csv.gz"
 WANDS: Final = DATA / "wands_queries.csv"
 K: Final = 20
 BATCH: Final = 64
-METHODS: Final = ("vectors", "tf_idf", "lexical", "combined")
+METHODS: Final = ("vectors", "tf_idf", "lexical", "job")
 NAMED: Final = {
     "monitor": {"MONITOR"},
     "travel bag": {
@@ -235,6 +241,7 @@ class View:
     vectors: FloatMatrix
     tf_idf: TfIdf
     lexical: LexicalIndex
+    job: JobCatalogue
     row_of: dict[str, int]
 
     @classmethod
@@ -252,11 +259,15 @@ class View:
                 if titles_only
                 else encode_products(titles[part], categories[part])
             )
+        vectors = np.concatenate(parts)
         lexical = LexicalIndex()
-        for product in zip(catalogue.ids, titles, categories, strict=True):
+        job = JobCatalogue(encoder=encode_query, encoder_space=SPACE)
+        for row, product in enumerate(zip(catalogue.ids, titles, categories, strict=True)):
             lexical.upsert(*product)
+            if vectors[row].any():
+                job.upsert(Product(product[0], SPACE, "", *product[1:]), vectors[row])
         row_of = {product_id: row for row, product_id in enumerate(catalogue.ids)}
-        return cls(np.concatenate(parts), TfIdf(texts), lexical, row_of)
+        return cls(vectors, TfIdf(texts), lexical, job, row_of)
 
     def dense(self, queries: Sequence[Query]) -> Iterator[tuple[Query, FloatMatrix]]:
         """Score every product by its cosine to each query's vector."""
@@ -271,19 +282,36 @@ class View:
         rows = [self.row_of[product_id] for product_id, _ in found]
         return rows, np.array([score for _, score in found], dtype=np.float32)
 
+    def listed(self, queries: Sequence[Query], weight: float, limit: int) -> list[list[int]]:
+        """Rows of the lists that the job makes for users of one search each."""
+        touched = [
+            Touched(
+                str(at), None, [PendingEvent(Event("e", str(at), "search", 1, None, text), b"")]
+            )
+            for at, (text, _) in enumerate(queries)
+        ]
+        config = RecommendConfig(
+            K, ranking=RankingConfig(lexical_weight=weight, search_matches=limit)
+        )
+        found: list[list[int]] = [[] for _ in queries]
+        for batch in recommend(touched, self.job, config, 1):
+            for one in batch.lists:
+                found[int(one.user_id)] = [self.row_of[name] for name in one.product_ids]
+        return found
+
     def compare(
         self, queries: Sequence[Query], weight: float, limit: int
     ) -> dict[str, NDArray[np.float64]]:
         """Precision of each method at each query."""
         found: dict[str, list[float]] = {name: [] for name in METHODS}
-        for query, scores in self.dense(queries):
-            rows, lexical = self.matches(query, limit)
+        lists = self.listed(queries, weight, limit)
+        for (query, scores), listed in zip(self.dense(queries), lists, strict=True):
+            rows, _ = self.matches(query, limit)
             found["vectors"].append(precision(best_rows(scores), query.relevant))
             by_words = best_rows(self.tf_idf.scores(query.text))
             found["tf_idf"].append(precision(by_words, query.relevant))
             found["lexical"].append(precision(rows, query.relevant))
-            scores[rows] += np.float32(weight) * lexical
-            found["combined"].append(precision(best_rows(scores), query.relevant))
+            found["job"].append(precision(listed, query.relevant))
         return {name: np.array(values) for name, values in found.items()}
 
 
@@ -393,8 +421,8 @@ def report(catalogue: Catalogue) -> dict[str, Any]:
             print(f"{method + label:<28}" + "".join(shown), flush=True)
         if "wands" in figures:
             for other in METHODS[:-1]:
-                name = f"combined - {other}{label}"
-                low, high = interval(figures["wands"]["combined"] - figures["wands"][other])
+                name = f"job - {other}{label}"
+                low, high = interval(figures["wands"]["job"] - figures["wands"][other])
                 result.setdefault("wands_differences", {})[name] = [round(low, 3), round(high, 3)]
         del view
     for name, (low, high) in result.get("wands_differences", {}).items():

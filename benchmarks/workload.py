@@ -30,6 +30,8 @@ class Workload:
     events: int = 500_000
     users: int = 100_000
     products: int = 10_000
+    related: int = 50
+    """Related products that each product names, at random; 0: none."""
     zipf: float = 1.0
     """Exponent of the users' activity: the r-th user's share is proportional to r ** -zipf."""
     seed: int = 1
@@ -49,7 +51,10 @@ class Workload:
 
     def catalogue(self) -> Iterator[tuple[str, bytes]]:
         """Records of the catalogue topic: key and value."""
+        rng = np.random.default_rng(self.seed + 2)
+        fading = [round(float(one), 4) for one in np.linspace(1, 0.1, self.related)]
         for number, vector in enumerate(self.vectors()):
+            others = map(self.product_id, rng.integers(0, self.products, self.related).tolist())
             product = Product(
                 product_id=self.product_id(number),
                 space=SPACE,
@@ -57,6 +62,7 @@ class Workload:
                 title=f"Product {number}",
                 category=f"CATEGORY_{number % 40}",
                 price=round(1 + (number * 37 % 20_000) / 100, 2),
+                related=dict(zip(others, fading, strict=True)) or None,
             )
             yield product.product_id, encode_product(product)
 

@@ -98,6 +98,15 @@ ALTER TABLE {keyspace}.recommendations_by_user
     ADD IF NOT EXISTS excluded frozen<list<text>>
 """
 
+# The setting that made a list or answered an event, where several are compared; added to tables of
+# earlier versions.
+_ADD_LIST_VARIANT: Final = """
+ALTER TABLE {keyspace}.recommendations_by_user ADD IF NOT EXISTS variant text
+"""
+_ADD_EVENT_VARIANT: Final = """
+ALTER TABLE {keyspace}.events_by_user_day ADD IF NOT EXISTS variant text
+"""
+
 # What an answer shows of a product, by its id. A product that was deleted has no row.
 #  - small, rarely written, read at random: 4 KiB chunks as above.
 _CREATE_PRODUCTS: Final = """
@@ -160,7 +169,9 @@ CREATE TABLE IF NOT EXISTS {keyspace}.erasures (
   AND default_time_to_live = {erasure_ttl_seconds}
 """
 
-_EVENT_COLUMNS: Final = "ts, event_id, type, product_id, query, session_id, dwell_ms, quantity"
+_EVENT_COLUMNS: Final = (
+    "ts, event_id, type, product_id, query, session_id, dwell_ms, quantity, variant"
+)
 
 # Name -> statement. `{keyspace}` is filled in by `statement`; everything else is a bind marker.
 CQL: Final[Mapping[str, str]] = MappingProxyType(
@@ -169,6 +180,8 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "create_recommendations_by_user": _CREATE_RECOMMENDATIONS,
         "create_events_by_user_day": _CREATE_EVENTS,
         "create_excluded": _ADD_EXCLUDED,
+        "create_list_variant": _ADD_LIST_VARIANT,
+        "create_event_variant": _ADD_EVENT_VARIANT,
         "create_products": _CREATE_PRODUCTS,
         "create_products_by_scope": _CREATE_PRODUCTS_BY_SCOPE,
         "create_trending": _CREATE_TRENDING,
@@ -177,23 +190,23 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         # whatever the order of arrival.
         "insert_recommendations": (
             "INSERT INTO {keyspace}.recommendations_by_user"
-            " (user_id, items, space, event_ts, generated_at)"
-            " VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?"
+            " (user_id, items, space, event_ts, generated_at, variant)"
+            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         ),
         # Bind UNSET_VALUE, never None, for what an event does not have: None writes a tombstone.
         "insert_event": (
             "INSERT INTO {keyspace}.events_by_user_day"
             f" (user_id, day, {_EVENT_COLUMNS})"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         ),
         # The same with what the user bought or disliked, newest first.
         "insert_recommendations_and_excluded": (
             "INSERT INTO {keyspace}.recommendations_by_user"
-            " (user_id, items, space, event_ts, generated_at, excluded)"
-            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+            " (user_id, items, space, event_ts, generated_at, variant, excluded)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         ),
         "select_recommendations": (
-            "SELECT items, space, event_ts, generated_at, excluded"
+            "SELECT items, space, event_ts, generated_at, excluded, variant"
             " FROM {keyspace}.recommendations_by_user WHERE user_id = ?"
         ),
         # Times are [from, to).
@@ -207,6 +220,8 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
             f"SELECT {_EVENT_COLUMNS} FROM {{keyspace}}.events_by_user_day"
             " WHERE user_id = ? AND day = ? AND ts = ? AND event_id > ? LIMIT ?"
         ),
+        # Every event there is: for a command that a person waits for, by pages.
+        "scan_events": "SELECT user_id, type, ts, variant FROM {keyspace}.events_by_user_day",
         # Products carry the time of their change (epoch microseconds), so that the newest change
         # wins also where an older one had to be sent again.
         "insert_product": (

@@ -55,7 +55,6 @@ from udfs.schemas import (
 logger = logging.getLogger(__name__)
 
 # What the list shows as the reason of an item that is near to the user's profile.
-PROFILE_REASON: Final = "profile"
 
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
@@ -63,10 +62,9 @@ _UINT32: Final = struct.Struct(">I")
 # CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
-_REASON: Final = _INT32.pack(len(PROFILE_REASON)) + PROFILE_REASON.encode()
 _FLOAT_LENGTH: Final = _INT32.pack(4)
 # Values of ``insert_recommendations``.
-_LIST_VALUES: Final = 6
+_LIST_VALUES: Final = 7
 # Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
 _PREFIX_CACHE: Final = 500_000
 
@@ -216,7 +214,7 @@ class CassandraWriter:
                 values[0],
             )
         for pending in batch.events:
-            values, size = encode_event(pending.event)
+            values, size = encode_event(pending.event, batch.variants.get(pending.event.user_id))
             if single:
                 self._add(None, _Row(event_id, values, size, pending), b"")
             else:
@@ -378,14 +376,12 @@ class CassandraWriter:
 
 
 def item_prefix(product_id: str) -> bytes:
-    """Serialise the part of a list item before its score: CQL tuple<text, float, text>.
+    """Serialise what stands before the score of a list item, CQL tuple<text, float, text>.
 
-    A tuple element is an int32 length and its bytes; so is the item itself within the list.
+    An element is an int32 length and its bytes; so is the item itself within the list.
     """
     raw = product_id.encode()
-    return (
-        _INT32.pack(4 + len(raw) + 8 + len(_REASON)) + _INT32.pack(len(raw)) + raw + _FLOAT_LENGTH
-    )
+    return _INT32.pack(len(raw)) + raw + _FLOAT_LENGTH
 
 
 def encode_list(
@@ -400,23 +396,29 @@ def encode_list(
     """
     scores = saved.scores.astype(">f4").tobytes()
     parts = [_INT32.pack(len(saved.product_ids))]
+    # A few interactions are the reasons of a whole list.
+    reasons: dict[str, bytes] = {}
     at = 0
-    for product_id in saved.product_ids:
-        parts.append(prefix(product_id))
-        parts.append(scores[at : at + 4])
-        parts.append(_REASON)
+    for product_id, reason in zip(saved.product_ids, saved.reasons, strict=True):
+        before = prefix(product_id)
+        after = reasons.get(reason)
+        if after is None:
+            raw = reason.encode()
+            after = reasons[reason] = _INT32.pack(len(raw)) + raw
+        parts += (_INT32.pack(len(before) + 4 + len(after)), before, scores[at : at + 4], after)
         at += 4
     items = b"".join(parts)
-    user, space = saved.user_id.encode(), saved.space.encode()
+    user, space, variant = saved.user_id.encode(), saved.space.encode(), saved.variant.encode()
     values = [
         user,
         items,
         space,
         _INT64.pack(saved.event_ms),
         _INT64.pack(saved.generated_us // 1000),
+        variant,
         _INT64.pack(saved.generated_us),
     ]
-    size = len(user) + len(items) + len(space) + 70
+    size = len(user) + len(items) + len(space) + len(variant) + 74
     if saved.excluded:
         names = [product_id.encode() for product_id in saved.excluded]
         joined = b"".join(_INT32.pack(len(name)) + name for name in names)
@@ -425,14 +427,18 @@ def encode_list(
     return values, size
 
 
-def encode_event(event: Event) -> tuple[list[Any], int]:
+def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], int]:
     """Serialise an event in the order of ``insert_event``; what it does not have stays unset.
+
+    Args:
+        event: The event.
+        variant: That of its user, where there are several.
 
     Returns:
         The CQL values and their size in bytes, with the lengths on the wire.
     """
     user, event_id = event.user_id.encode(), event.event_id.encode()
-    size = len(user) + len(event_id) + 80
+    size = len(user) + len(event_id) + 84
     product: Any = UNSET_VALUE
     query: Any = UNSET_VALUE
     session: Any = UNSET_VALUE
@@ -445,6 +451,10 @@ def encode_event(event: Event) -> tuple[list[Any], int]:
     if event.session_id is not None:
         session = event.session_id.encode()
         size += len(session)
+    named: Any = UNSET_VALUE
+    if variant is not None:
+        named = variant.encode()
+        size += len(named)
     values = [
         user,
         _UINT32.pack(_EPOCH_DAY + event.ts // MS_A_DAY),
@@ -456,6 +466,7 @@ def encode_event(event: Event) -> tuple[list[Any], int]:
         session,
         UNSET_VALUE if event.dwell_ms is None else _INT32.pack(event.dwell_ms),
         UNSET_VALUE if event.quantity is None else _INT32.pack(event.quantity),
+        named,
     ]
     return values, size
 

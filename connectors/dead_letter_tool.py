@@ -24,13 +24,12 @@ import argparse
 import base64
 import heapq
 import json
-import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -45,6 +44,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from connectors.command_line import since
 from udfs.schemas import Reason
 
 # A dead letter may be larger than what the events topic accepts.
@@ -52,8 +52,6 @@ _MAX_BYTES: Final = 4 * 2**20
 # Letters a transaction: few enough that one is done within Kafka's limit of a minute.
 _CHUNK: Final = 500
 _TIMEOUT: Final = 30.0
-_DURATION: Final = re.compile(r"^(\d+)([smhd])$")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class ToolError(RuntimeError):
@@ -219,19 +217,6 @@ def plan(
             result.send.append((mark, letter))
         seen.add(mark)
     return result
-
-
-def since(text: str, now: datetime) -> int:
-    """Read a time, ISO 8601 (without a zone: UTC) or how long ago (``90m``, ``2d``); epoch ms.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if found := _DURATION.match(text):
-        ago = timedelta(**{_UNITS[found.group(2)]: int(found.group(1))})
-        return int((now - ago).timestamp() * 1000)
-    at = datetime.fromisoformat(text)
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 class Kafka:

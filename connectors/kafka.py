@@ -14,10 +14,14 @@ from pyflink.common import Types
 from pyflink.common.typeinfo import TypeInformation
 from pyflink.datastream import DataStream, KeyedStream
 from pyflink.java_gateway import get_gateway
-from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.table import Schema, StreamTableEnvironment, Table
+
+from udfs.schemas import HEARTBEAT_PARTITION
 
 # A dead letter is a whole record and its headers, so it can be larger than what came in.
 MAX_DEAD_LETTER_BYTES: Final = 2 * 2**20
+# How soon the last of many changed products are saved.
+HEARTBEATS_A_SECOND: Final = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ def _source(
     )
     # Flink cannot key by null, and a record without a key must reach the dead letters.
     table = tables.sql_query(f"SELECT COALESCE(`key`, '') AS `key`, {columns} FROM `{name}`")
+    return _typed(tables, table, name, row)
+
+
+def _typed(
+    tables: StreamTableEnvironment, table: Table, name: str, row: TypeInformation
+) -> DataStream:
+    """Make a stream of a table, typed as ``row``, with uids for a savepoint to find it by."""
     stream = tables.to_data_stream(table)
     transformation = stream._j_data_stream.getTransformation()
     transformation.setOutputType(row.get_java_type_info())
@@ -127,12 +138,29 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
 def catalogue_stream(
     tables: StreamTableEnvironment, options: KafkaOptions, topic: str
 ) -> DataStream:
-    """Read the catalogue topic from its beginning: Row(key, value or null, partition, offset)."""
+    """Read the catalogue topic from its beginning: Row(key, value or null, partition, offset).
+
+    Between the records come heartbeats, see :data:`udfs.schemas.HEARTBEAT_PARTITION`.
+    """
     row = Types.ROW(
         [Types.STRING(), Types.PRIMITIVE_ARRAY(Types.BYTE()), Types.INT(), Types.LONG()]
     )
     columns = "`value`, `partition`, `offset`"
-    return _source(tables, options, topic, "catalogue-source", columns, "earliest-offset", row)
+    stream = _source(tables, options, topic, "catalogue-source", columns, "earliest-offset", row)
+    return stream.union(_heartbeats(tables, "heartbeat-source", row))
+
+
+def _heartbeats(tables: StreamTableEnvironment, name: str, row: TypeInformation) -> DataStream:
+    """Make rows as of the catalogue topic, without a value, ``HEARTBEATS_A_SECOND``."""
+    tables.execute_sql(
+        f"CREATE TEMPORARY TABLE `{name}` (`n` BIGINT) WITH ('connector' = 'datagen',"
+        f" 'rows-per-second' = '{HEARTBEATS_A_SECOND}')"
+    )
+    table = tables.sql_query(
+        "SELECT CAST('' AS STRING) AS `key`, CAST(NULL AS BYTES) AS `value`,"
+        f" {HEARTBEAT_PARTITION} AS `partition`, CAST(0 AS BIGINT) AS `offset` FROM `{name}`"
+    )
+    return _typed(tables, table, name, row)
 
 
 def dead_letter_sink(

@@ -58,7 +58,8 @@ class RecommendationList(msgspec.Struct, frozen=True, gc=False):
 
     ``event_ts`` is the time of the newest event that the list knows of, ``generated_at`` that of
     its making; ``space`` names the embedding space of the lookup; ``excluded`` are the products
-    that the user bought or disliked, newest first.
+    that the user bought or disliked, newest first; ``variant`` names the setting that made it,
+    empty where only one is in use.
     """
 
     user_id: str
@@ -67,6 +68,7 @@ class RecommendationList(msgspec.Struct, frozen=True, gc=False):
     event_ts: int
     generated_at: int
     excluded: tuple[str, ...] = ()
+    variant: str = ""
 
 
 class TrendingList(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +99,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     session_id: str | None = None
     dwell_ms: int | None = None
     quantity: int | None = None
+    variant: str | None = None
 
 
 class EventPage(msgspec.Struct, frozen=True, gc=False):
@@ -345,7 +348,7 @@ class CassandraRecommendationStore:
         rows = self._read(self._select_list, (user_id,))
         if not rows:
             return None
-        items, space, event_ts, generated_at, excluded = rows[0]
+        items, space, event_ts, generated_at, excluded, variant = rows[0]
         return RecommendationList(
             user_id,
             # None is a row that was written without a list: as empty as an empty one.
@@ -354,6 +357,7 @@ class CassandraRecommendationStore:
             _epoch_ms(event_ts),
             _epoch_ms(generated_at),
             tuple(excluded or ()),
+            variant or "",
         )
 
     def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
@@ -692,10 +696,8 @@ def _days(start: int, end: int) -> Iterator[tuple[dt.date, int, int]]:
 
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
-    ts, event_id, kind, product_id, query, session_id, dwell_ms, quantity = row
-    return StoredEvent(
-        event_id, kind, _epoch_ms(ts), product_id, query, session_id, dwell_ms, quantity
-    )
+    ts, event_id, kind, *optional = row
+    return StoredEvent(event_id, kind, _epoch_ms(ts), *optional)
 
 
 def _epoch_ms(value: dt.datetime) -> int:

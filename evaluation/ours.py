@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,80 +13,125 @@ from numpy.typing import NDArray
 from evaluation.files import DataError, FileProduct, Log
 from evaluation.protocol import Items, Prediction, Training, Walk
 from udfs.catalogue import Catalogue
-from udfs.query_encoder import SPACE, encode_query, encode_texts
+from udfs.query_encoder import SPACE, encode_products, encode_query
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
 from udfs.schemas import PendingEvent, Product, RejectedError, SavedList, decode_vector
+from udfs.vectors import Interactions, Source, VectorsConfig, learn
 
 # The longest list that a RecommendConfig allows.
 _LONGEST: Final = 1000
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """The vectors of the products that have one, all of one space."""
+class Stock(NamedTuple):
+    """The products that may be recommended, as the job would be given them."""
 
-    space: str
-    product_ids: list[str]
-    matrix: NDArray[np.float32]
-    """Shape (products, d), rows of length 1."""
+    products: list[Product]
+    vectors: NDArray[np.float32]
+    """Shape (products, d), rows of length 1, all of one space."""
 
 
-def vectors_before_split(training: Training, products: Mapping[str, FileProduct]) -> Vectors:
-    """Give the training items their vectors; here vectors from behaviour have their place.
+def learn_before_split(
+    log: Log,
+    training: Training,
+    products: Mapping[str, FileProduct],
+    config: VectorsConfig | None = None,
+) -> Stock:
+    """Give the training items vectors and facts, by the functions of the vectors command.
 
-    A product of the catalogue file that has a vector keeps it, and it is for the file's owner to
-    say that nothing after the split went into it. The others get the text vector of title and
-    category. A product with neither vector nor text has none, and cannot be recommended.
+    Vectors of the catalogue file are kept, and it is for the file's owner to say that nothing
+    after the split went into them; a product without one beside them gets its text's, where they
+    are of the text's space. Where the file has none, all come from texts and the events before
+    the split. What is related and what is bought again is learned from these events in any case.
+    A product of which nothing is known has no vector, and cannot be recommended.
+
+    Args:
+        log: The whole log; what is not before the split is not looked at.
+        training: The items.
+        products: The catalogue file.
+        config: Constants of the command; None: its defaults, and from behaviour alone where no
+            product has a text.
 
     Raises:
         DataError: The file has vectors of several spaces or lengths, or no product has a vector.
     """
-    given: dict[str, NDArray[np.float32]] = {}
+    ids = training.product_ids
+    known = [products.get(product_id, FileProduct(product_id)) for product_id in ids]
+    titles, categories = [one.title for one in known], [one.category for one in known]
+    if config is None:
+        source = Source.BOTH if any(titles) or any(categories) else Source.BEHAVIOUR
+        config = VectorsConfig(source=source)
+    given = _given_vectors(known)
+    if given is not None:
+        config = dataclasses.replace(config, source=Source.TEXT)
+    learned = learn(ids, titles, categories, _interactions(log, training), config)
+    if given is None:
+        space, vectors = learned.space, learned.vectors
+    else:
+        space, vectors = given
+        missing = np.flatnonzero(~vectors.any(axis=1))
+        if space == SPACE and len(missing):
+            vectors[missing] = encode_products(
+                [titles[at] for at in missing], [categories[at] for at in missing]
+            )
+    kept = np.flatnonzero(vectors.any(axis=1))
+    if not len(kept):
+        msg = (
+            "no product of the training part has a vector, nor a text or others beside it to make"
+            " one of: name a catalogue with titles, categories or embeddings"
+        )
+        raise DataError(msg)
+    made = [
+        Product(ids[at], space, "", titles[at], categories[at], **learned.facts(at))
+        for at in kept.tolist()
+    ]
+    return Stock(made, vectors[kept])
+
+
+def _given_vectors(known: Sequence[FileProduct]) -> tuple[str, NDArray[np.float32]] | None:
+    """The file's own vectors with their space, zeros where a product has none; None: no vector."""
+    found: dict[int, NDArray[np.float32]] = {}
     spaces: set[str] = set()
-    texts: dict[str, str] = {}
-    for product_id in training.product_ids:
-        product = products.get(product_id)
-        if product is None:
-            continue
+    for at, product in enumerate(known):
         if product.embedding is not None and product.space is not None:
             try:
-                given[product_id] = decode_vector(product.embedding)
+                found[at] = decode_vector(product.embedding)
             except RejectedError as error:
-                msg = f"the vector of product {product_id}: {error}"
+                msg = f"the vector of product {product.product_id}: {error}"
                 raise DataError(msg) from error
             spaces.add(product.space)
-        elif text := f"{product.title} {product.category}".strip():
-            texts[product_id] = text
-    if len(spaces) > 1 or len({len(vector) for vector in given.values()}) > 1:
+    if not found:
+        return None
+    lengths = {len(vector) for vector in found.values()}
+    if len(spaces) > 1 or len(lengths) > 1:
         msg = (
             f"the catalogue's vectors are of several spaces or lengths: {', '.join(sorted(spaces))}"
         )
         raise DataError(msg)
-    space = spaces.pop() if spaces else SPACE
-    if space == SPACE:  # text vectors would mean nothing among those of another space
-        encoded = encode_texts(list(texts.values()))
-        given.update(
-            (product_id, vector)
-            for product_id, vector in zip(texts, encoded, strict=True)
-            if vector.any()
-        )
-    if not given:
-        msg = (
-            "no product of the training part has a vector or a text to make one of: name a"
-            " catalogue with titles, categories or embeddings"
-        )
-        raise DataError(msg)
-    return Vectors(space, list(given), np.stack(list(given.values())))
+    vectors = np.zeros((len(known), lengths.pop()), dtype=np.float32)
+    for at, vector in found.items():
+        vectors[at] = vector
+    return spaces.pop(), vectors
 
 
-def fill_catalogue(vectors: Vectors) -> Catalogue:
-    """Make the job's catalogue of the products that may be recommended."""
-    encodes = vectors.space == SPACE
-    catalogue = Catalogue(
-        encoder=encode_query if encodes else None, encoder_space=SPACE if encodes else None
+def _interactions(log: Log, training: Training) -> Interactions:
+    """Take the events before the split that touched a training item."""
+    item_of = {product_id: item for item, product_id in enumerate(training.product_ids)}
+    numbers = np.array([*(item_of.get(product_id, -1) for product_id in log.items), -1])
+    items = numbers[log.item_of]  # a search, -1, is nowhere
+    rows = np.flatnonzero((items >= 0) & (log.times_ms < training.split_ms))
+    return Interactions(
+        users=log.user_of[rows].astype(np.int64),
+        items=items[rows],
+        times_ms=log.times_ms[rows],
+        kinds=log.kinds[rows].astype(np.int64),
+        sessions=log.session_of[rows].astype(np.int64),
     )
-    for product_id, vector in zip(vectors.product_ids, vectors.matrix, strict=True):
-        product = Product(product_id=product_id, space=vectors.space, embedding="")
+
+
+def fill_catalogue(stock: Stock) -> Catalogue:
+    """Make the job's catalogue of the products that may be recommended."""
+    catalogue = Catalogue(encoder=encode_query, encoder_space=SPACE)
+    for product, vector in zip(stock.products, stock.vectors, strict=True):
         catalogue.upsert(product, vector)
     return catalogue
 
@@ -111,6 +155,7 @@ class Ours:
         log: Log,
         products: Mapping[str, FileProduct],
         config: RecommendConfig | None = None,
+        vectors: VectorsConfig | None = None,
     ) -> None:
         """Take what the job would be given: events, products, constants.
 
@@ -118,14 +163,17 @@ class Ours:
             log: Where the walks' events are.
             products: The catalogue file.
             config: The job's constants; ``list_length`` is replaced by the k of the evaluation.
+            vectors: Constants of the vectors command, see :func:`learn_before_split`.
         """
         self._log = log
         self._products = products
         self._config = config or RecommendConfig()
+        self._vectors = vectors
 
     def fit(self, training: Training) -> None:
         """Fill the catalogue with the training items."""
-        self._catalogue = fill_catalogue(vectors_before_split(training, self._products))
+        stock = learn_before_split(self._log, training, self._products, self._vectors)
+        self._catalogue = fill_catalogue(stock)
         self._item_of = {product_id: item for item, product_id in enumerate(training.product_ids)}
 
     def predict(self, walks: Sequence[Walk], k: int) -> Iterator[Prediction]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
 from udfs.profile import ProfileConfig
+from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
 from udfs.schemas import EVENT_TYPES
+from udfs.variants import Experiment, Variant
 
 
 class OptionError(ValueError):
@@ -52,6 +54,36 @@ def _weight(text: str) -> tuple[str, float]:
         msg = f"{name!r} is no event type: {', '.join(EVENT_TYPES)}"
         raise argparse.ArgumentTypeError(msg)
     return name, float(value)
+
+
+def _variant(text: str) -> tuple[str, float, dict[str, str]]:
+    """Read ``NAME=SHARE[,OPTION=VALUE…]``, a variant and where it differs."""
+    named, *settings = text.split(",")
+    name, share = _pair(named)
+    return name, float(share), dict(map(_pair, settings))
+
+
+def _ranking_of(name: str, settings: Mapping[str, str], base: RankingConfig) -> RankingConfig:
+    """Make a variant's constants: the job's own but for its settings.
+
+    Raises:
+        ValueError: A setting is no constant of the ranking, or its value is wrong.
+    """
+    kinds = {item.name.replace("_", "-"): type(getattr(base, item.name)) for item in fields(base)}
+    for option in settings:
+        if option not in kinds:
+            msg = f"variant {name}: {option!r} is none of {', '.join(kinds)}"
+            raise ValueError(msg)
+    try:
+        return replace(
+            base,
+            **{
+                option.replace("-", "_"): kinds[option](value) for option, value in settings.items()
+            },
+        )
+    except ValueError as error:
+        msg = f"variant {name}: {error}"
+        raise ValueError(msg) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -141,6 +173,105 @@ def parser() -> argparse.ArgumentParser:
         metavar="TYPE=NUMBER",
         help=f"weight of an event type (repeatable); defaults {dict(profile.weights)}",
     )
+    add(group, "bounce-ms", int, profile.bounce_ms, "a scroll that dwelt shorter is a bounce; ms")
+    add(group, "bounce-weight", float, profile.bounce_weight, "weight of a bounce")
+    ranking = recommender.recommend.ranking
+    add(group, "recent", int, ranking.recent, "newest interactions that are queries of their own")
+    add(
+        group,
+        "position-exponent",
+        float,
+        ranking.position_exponent,
+        "how fast an interaction's related products fade with newer ones",
+    )
+    add(
+        group,
+        "repeat-exponent",
+        float,
+        ranking.repeat_exponent,
+        "how fast what was touched and not bought itself fades",
+    )
+    add(
+        group,
+        "related-weight",
+        float,
+        ranking.related_weight,
+        "weight of related products; 0: none",
+    )
+    add(
+        group,
+        "lexical-weight",
+        float,
+        ranking.lexical_weight,
+        "weight of a search's words found in titles and categories; 0: its vector alone counts",
+    )
+    add(
+        group,
+        "search-matches",
+        int,
+        ranking.search_matches,
+        "products that a search's words speak for",
+    )
+    add(
+        group,
+        "vector-share",
+        float,
+        ranking.vector_share,
+        "share of the profile's vector beside related products, above 0 to 1",
+    )
+    add(
+        group,
+        "new-share",
+        float,
+        ranking.new_share,
+        "share of a list's places for new products, 0 to 0.5",
+    )
+    add(group, "new-days", float, ranking.new_days, "a product is new for so long, days")
+    group.add_argument(
+        "--variant",
+        type=_variant,
+        action="append",
+        default=[],
+        metavar="NAME=SHARE[,OPTION=VALUE…]",
+        help="a setting of the ranking to compare (repeatable): its name, the share of users that"
+        " get it, and where it differs from the options here, such as bold=1,vector-share=0.3",
+    )
+    add(group, "experiment", str, "", "name of the comparison; another one divides the users anew")
+    add(
+        group,
+        "category-limit",
+        int,
+        ranking.category_limit,
+        "most products of one category in a list; 0: any",
+    )
+    add(
+        group,
+        "duplicate-cosine",
+        float,
+        ranking.duplicate_cosine,
+        "of products whose vectors are closer the best alone is listed; 1: all are",
+    )
+    add(
+        group,
+        "candidates",
+        int,
+        ranking.candidates,
+        "candidates for these two, in lengths of the list",
+    )
+    add(
+        group,
+        "rebuy-weight",
+        float,
+        ranking.rebuy_weight,
+        "weight of buying again what the catalogue says is bought again; 0: never shown again",
+    )
+    add(
+        group,
+        "rebuy-half-life-days",
+        float,
+        ranking.rebuy_half_life_days,
+        "half-life of a purchase for buying the same again, days",
+    )
     add(group, "profile-ttl-days", float, recommender.profile_ttl_days, "idle users leave after")
     add(
         group,
@@ -188,6 +319,11 @@ def parse(arguments: Sequence[str]) -> JobOptions:
             weights={**ProfileConfig().weights, **dict(given.weight)},
             **_same_names(given, ProfileConfig, "weights"),
         )
+        ranking = RankingConfig(**_same_names(given, RankingConfig))
+        variants = tuple(
+            Variant(name, share, _ranking_of(name, settings, ranking))
+            for name, share, settings in given.variant
+        )
         return JobOptions(
             kafka=KafkaOptions(given.kafka_bootstrap, given.kafka_group, properties),
             cassandra=CassandraOptions(
@@ -207,7 +343,12 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 backoff_max_s=given.write_backoff_max_s,
             ),
             recommender=RecommenderConfig(
-                recommend=RecommendConfig(list_length=given.list_length, profile=profile),
+                recommend=RecommendConfig(
+                    list_length=given.list_length,
+                    profile=profile,
+                    ranking=ranking,
+                    experiment=Experiment(given.experiment, variants),
+                ),
                 **_same_names(given, RecommenderConfig, "recommend"),
             ),
             **_same_names(given, JobOptions, "kafka", "cassandra", "writer", "recommender"),

@@ -157,10 +157,13 @@ def _expected(
             found = encode(event.query or "") if encode is not None else None
         elif event.product_id is not None and event.product_id in catalogue:
             found = catalogue[event.product_id].vector
-        if event.type in ("purchase", "dislike"):
+        if event.type in ("purchase", "dislike", "return"):
             excluded.add(event.product_id or "")
         if found is not None:
-            moved.append((event.ts, config.weights[event.type], unit(found)))
+            weight = config.weights[event.type]
+            if event.type == "scroll" and event.dwell_ms is not None:
+                weight = config.bounce_weight if event.dwell_ms < config.bounce_ms else weight
+            moved.append((event.ts, weight, unit(found)))
     if not moved:
         return ExpectedUser(None, frozenset(excluded))
     newest = max(ts for ts, _, _ in moved)

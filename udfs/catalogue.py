@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.index import ExactIndex
-from udfs.schemas import Product, ProductChange, ProductDetails, Reason, RejectedError
+from udfs.facts import ProductFacts
+from udfs.index import Boosts, ExactIndex, SlotTable
+from udfs.lexical import LexicalIndex
+from udfs.schemas import (
+    Product,
+    ProductChange,
+    ProductDetails,
+    Reason,
+    RejectedError,
+    SpaceNotice,
+)
 
 FloatMatrix = NDArray[np.float32]
+Slots = NDArray[np.int32]
 QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
 
-VERSION: Final = 2
-_READABLE: Final = (1, 2)
+# Searches whose matches are kept as slots.
+_REMEMBERED_MATCHES: Final = 1000
+
+VERSION: Final = 3
+_READABLE: Final = (1, 2, 3)
 _ACTIVE_KEY: Final = "a"
 _PRODUCT_PREFIX: Final = "p"
+_ANNOUNCED_KEY: Final = "s"
+_ANNOUNCED_VERSION: Final = 1
+# Length of the text part of a product's vector in a space that begins with the texts' space.
+TEXT_PART_LENGTH: Final = math.sqrt(0.5)
 
 
 class CatalogueVersionError(ValueError):
@@ -28,9 +46,10 @@ class CatalogueVersionError(ValueError):
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """Broadcast state of one product, format v2: a msgpack array of these fields.
+    """Broadcast state of one product, format v3: a msgpack array of these fields.
 
-    The vectors are float32 bytes by space. Format v1 ends behind them.
+    Vectors, by space, and weights are little-endian float32. Format v1 ends behind the vectors,
+    v2 behind the price.
     """
 
     version: int
@@ -39,19 +58,50 @@ class _Entry(msgspec.Struct, array_like=True):
     title: str = ""
     category: str = ""
     price: float | None = None
+    related: list[str] = []
+    weights: bytes = b""
+    rebuy_days: float | None = None
+    rebuy_share: float = 0.0
+    first_seen_ms: int = 0
+
+
+class _Announced(msgspec.Struct, array_like=True):
+    """Broadcast state of the newest announced space, format v1: msgpack."""
+
+    version: int
+    space: str
+    started_ms: int
+    partitions: int
+    complete: list[int]
+    """Partitions in which the notice stands that it is complete, ascending."""
+
+    def is_complete(self) -> bool:
+        return len(self.complete) >= self.partitions
 
 
 _entry_encoder = msgspec.msgpack.Encoder()
+_announced_decoder = msgspec.msgpack.Decoder(_Announced)
 _entry_decoder = msgspec.msgpack.Decoder(_Entry)
+
+
+class _Matches(NamedTuple):
+    """A remembered search: the answer of the lexical index, and the same as arrays."""
+
+    found: list[tuple[str, float]]
+    slots: Slots
+    scores: FloatMatrix
 
 
 class Catalogue:
     """Products by id, with one active embedding space that alone is searched.
 
-    A product published in another space keeps its old vector beside the new one. Once the new
-    space holds at least ``switch_share`` of the active one's products, it becomes the active space
-    in one step and the vectors of the others are dropped: at no time do two spaces mix, and at no
-    time is there nothing to search.
+    A product published in another space keeps its old vector beside the new one. The new space
+    becomes the active one in one step, and the vectors of the others are dropped: at no time do
+    two spaces mix, and at no time is there nothing to search. It does so
+
+    - where notices announced it: when they say in all partitions that it is complete; once there
+      was a notice, no other space takes over;
+    - else once it holds at least ``switch_share`` of the active one's products.
     """
 
     def __init__(
@@ -66,7 +116,8 @@ class Catalogue:
 
         Args:
             encoder: Embeds a search query; None where searches shall move nobody.
-            encoder_space: The only space in which ``encoder`` has a meaning.
+            encoder_space: The space in which ``encoder`` has a meaning; it also has one in each
+                whose name begins with this and a plus sign: there its vectors are the first part.
             switch_share: Share of the active space's products that a new space needs, 0 to 1.
             dimensions: The vector length that every product must have; 0: a space's first product
                 decides for that space.
@@ -80,6 +131,13 @@ class Catalogue:
         self._required_dimensions = dimensions
         self._vectors: dict[str, dict[str, FloatMatrix]] = {}
         self._details: dict[str, ProductDetails] = {}
+        self.slots = SlotTable()
+        """Numbers the products for boosts and facts."""
+        self.facts = ProductFacts(self.slots)
+        """What is known of products beside their vectors."""
+        self._lexical = LexicalIndex(remembered=_REMEMBERED_MATCHES)
+        self._matches: dict[tuple[str, int], _Matches] = {}
+        self._announced: _Announced | None = None
         self._active: str | None = None
         self._index: ExactIndex | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
@@ -113,17 +171,80 @@ class Catalogue:
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
-        if self._encoder is None or self.space is None or self.space != self._encoder_space:
+        if self._encoder is None or self.space is None:
             return None
-        return self._encoder(query)
+        if self.space == self._encoder_space:
+            return self._encoder(query)
+        if not self._begins_with_text(self.space):
+            return None
+        vector = self._encoder(query)
+        if vector is None or len(vector) > self.dimensions:
+            return None
+        filled = np.zeros(self.dimensions, dtype=np.float32)
+        filled[: len(vector)] = vector
+        return filled
+
+    def matches(self, query: str, limit: int) -> tuple[Slots, FloatMatrix]:
+        """Find the products in stock that hold a search's words; see :class:`LexicalIndex`.
+
+        Returns:
+            Their slots and scores, both of shape (at most ``limit``,), best first.
+        """
+        found = self._lexical.matches(query, limit)
+        known = self._matches.get((query, limit))
+        if known is None or known.found is not found:
+            if len(self._matches) >= _REMEMBERED_MATCHES:
+                self._matches.clear()
+            known = self._matches[query, limit] = _Matches(
+                found,
+                np.array(self.slots.find(name for name, _ in found), dtype=np.int32),
+                np.array([score for _, score in found], dtype=np.float32),
+            )
+        return known.slots, known.scores
 
     def search(
-        self, queries: FloatMatrix, k: int, excluded: Sequence[Sequence[str]] | None = None
+        self,
+        queries: FloatMatrix,
+        k: int,
+        excluded: Sequence[Sequence[str]] | None = None,
+        boosts: Sequence[Boosts] = (),
     ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k nearest products in stock for each query; see :class:`ExactIndex`."""
+        """Find the k best products in stock for each query; see :class:`ExactIndex`."""
         if self._index is None:
             return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
-        return self._index.search(queries, k, excluded)
+        return self._index.search(queries, k, excluded, boosts)
+
+    def search_slots(
+        self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
+    ) -> tuple[NDArray[np.intp], FloatMatrix]:
+        """Find as :meth:`search` does, as arrays of slots and scores; see :class:`ExactIndex`."""
+        if self._index is None:
+            shape = len(queries), k
+            return np.full(shape, -1, dtype=np.intp), np.full(shape, -np.inf, dtype=np.float32)
+        return self._index.search_slots(queries, k, boosts)
+
+    def newcomers(self, since_ms: int, limit: int) -> NDArray[np.intp]:
+        """Find the products in stock that were first seen after a time, the newest first.
+
+        Where most of the catalogue is that new it has just been loaded, and nothing in it is.
+
+        Args:
+            since_ms: Epoch milliseconds.
+            limit: The most products to return.
+
+        Returns:
+            Their slots, shape (at most ``limit``,).
+        """
+        slots = self.facts.seen_since(since_ms)
+        if not len(slots) or self._index is None or 2 * len(slots) > len(self):
+            return np.zeros(0, dtype=np.intp)
+        return slots[self._index.holds(slots)][:limit]
+
+    def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
+        """Vectors of products in stock by slot: shape (*slots.shape, d), zeros for others."""
+        if self._index is None:
+            return np.zeros((*slots.shape, self.dimensions), dtype=np.float32)
+        return self._index.vectors(slots)
 
     def upsert(
         self,
@@ -165,8 +286,11 @@ class Catalogue:
             changed_us,
             changes,
         )
+        self.facts.put(product, changed_us // 1000)
         if self._should_switch(space):
             return list(self._switch(space, changed_us, changes))
+        if space == self._encoder_space and self._active is not None:
+            self._place_by_text(product_id, vector, self._active)
         self._refresh(product_id)
         return [self._changed(product_id)]
 
@@ -181,10 +305,12 @@ class Catalogue:
         if product_id not in self._details:
             return []
         self._set_details(product_id, None, changed_us, changes)
+        self.facts.remove(product_id)
         for space, vectors in list(self._vectors.items()):
             vectors.pop(product_id, None)
             if not vectors and space != self._active:
                 del self._vectors[space]
+        self._lexical.remove(product_id)
         if self._index is not None:
             self._index.remove(product_id)
         # Fewer products in the active space can be what a staged space was waiting for.
@@ -193,6 +319,47 @@ class Catalogue:
                 switched = self._switch(space, changed_us, changes)
                 return [(_PRODUCT_PREFIX + product_id, None), *switched]
         return [(_PRODUCT_PREFIX + product_id, None)]
+
+    def notice(
+        self,
+        notice: SpaceNotice,
+        partition: int,
+        *,
+        changed_us: int = 0,
+        changes: list[ProductChange] | None = None,
+    ) -> list[StateChange]:
+        """Take note that a space is being published, or is complete; the latter may switch to it.
+
+        Args:
+            notice: What the catalogue topic says.
+            partition: The partition that says so.
+            changed_us: The time of the change, epoch microseconds.
+            changes: Takes what a switch of spaces made of products.
+
+        Returns:
+            What the broadcast state must store.
+        """
+        known = self._announced
+        if known is not None and notice.started_ms < known.started_ms:
+            return []
+        same = known is not None and (known.space, known.started_ms) == (
+            notice.space,
+            notice.started_ms,
+        )
+        complete = set(known.complete) if known is not None and same else set()
+        if notice.complete:
+            complete.add(partition)
+        self._announced = _Announced(
+            _ANNOUNCED_VERSION,
+            notice.space,
+            notice.started_ms,
+            notice.partitions,
+            sorted(complete),
+        )
+        stored: list[StateChange] = [(_ANNOUNCED_KEY, _entry_encoder.encode(self._announced))]
+        if self._vectors.get(notice.space) and self._should_switch(notice.space):
+            stored.extend(self._switch(notice.space, changed_us, changes))
+        return stored
 
     def load(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Fill an empty catalogue from the broadcast state, after a restore.
@@ -204,6 +371,9 @@ class Catalogue:
         for key, value in items:
             if key == _ACTIVE_KEY:
                 active = value.decode()
+                continue
+            if key == _ANNOUNCED_KEY:
+                self._announced = _read_announced(value)
                 continue
             try:
                 entry = _entry_decoder.decode(value)
@@ -217,6 +387,7 @@ class Catalogue:
             self._details[product_id] = ProductDetails(
                 product_id, entry.title, entry.category, entry.price, entry.in_stock
             )
+            self.facts.put(_product_of(product_id, entry), entry.first_seen_ms)
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
                 self._vectors.setdefault(space, {})[product_id] = vector
@@ -228,8 +399,31 @@ class Catalogue:
             return False
         if self._active is None:
             return True
+        announced = self._announced
+        if announced is not None:
+            return announced.space == space and announced.is_complete()
         needed = self._switch_share * len(self._active_vectors)
         return len(self._vectors[space]) >= max(1.0, needed)
+
+    def _begins_with_text(self, space: str) -> bool:
+        return self._encoder_space is not None and space.startswith(f"{self._encoder_space}+")
+
+    def _place_by_text(self, product_id: str, text: FloatMatrix, space: str) -> None:
+        """Give a product of the texts' space a place in one that begins with it, if it has none.
+
+        A service that writes one product need not know what the whole catalogue was learned from.
+        """
+        vectors = self._vectors[space]
+        if not self._begins_with_text(space) or not vectors:
+            return
+        known = vectors.get(product_id)
+        length = len(next(iter(vectors.values())))
+        if length < len(text) or (known is not None and known[len(text) :].any()):
+            return
+        placed = np.zeros(length, dtype=np.float32)
+        # As long as the text part of the others, so that a search does not prefer it.
+        placed[: len(text)] = text * np.float32(TEXT_PART_LENGTH)
+        vectors[product_id] = placed
 
     def _activate(self, space: str) -> None:
         self._active = space
@@ -254,10 +448,14 @@ class Catalogue:
     def _switch(
         self, space: str, changed_us: int, changes: list[ProductChange] | None
     ) -> Iterator[StateChange]:
+        for product_id, text in self._vectors.get(self._encoder_space or "", {}).items():
+            self._place_by_text(product_id, text, space)
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
         for product_id in stale - self._vectors[space].keys():
             # It has no vector in the space that is searched now.
+            self.facts.remove(product_id)
+            self._lexical.remove(product_id)
             self._set_details(product_id, None, changed_us, changes)
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
@@ -271,11 +469,14 @@ class Catalogue:
             return
         if self._index is None or self._index.dimensions != len(vector):
             # The first product of a space, or of one that was emptied and came back otherwise.
-            self._index = ExactIndex(len(vector))
+            self._index = ExactIndex(len(vector), self.slots)
         if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
+            known = self._details[product_id]
+            self._lexical.upsert(product_id, known.title, known.category)
         else:
             self._index.remove(product_id)
+            self._lexical.remove(product_id)
 
     def _changed(self, product_id: str) -> StateChange:
         vectors = {
@@ -284,5 +485,54 @@ class Catalogue:
             if product_id in vectors
         }
         known = self._details[product_id]
-        entry = _Entry(VERSION, known.in_stock, vectors, known.title, known.category, known.price)
+        facts = self.facts.product(product_id)
+        related = facts.related or {}
+        entry = _Entry(
+            VERSION,
+            known.in_stock,
+            vectors,
+            known.title,
+            known.category,
+            known.price,
+            list(related),
+            np.array(list(related.values()), dtype="<f4").tobytes(),
+            facts.rebuy_days,
+            facts.rebuy_share,
+            self.facts.first_seen_ms(product_id),
+        )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _read_announced(value: bytes) -> _Announced:
+    try:
+        announced = _announced_decoder.decode(value)
+    except msgspec.MsgspecError as error:
+        msg = f"announced space: {error}"
+        raise CatalogueVersionError(msg) from error
+    if announced.version != _ANNOUNCED_VERSION:
+        msg = f"announced space of version {announced.version}, this reads {_ANNOUNCED_VERSION}"
+        raise CatalogueVersionError(msg)
+    return announced
+
+
+def _product_of(product_id: str, entry: _Entry) -> Product:
+    """Read what an entry says of a product beside its vectors.
+
+    Raises:
+        CatalogueVersionError: The related products and their weights are not as many.
+    """
+    weights = np.frombuffer(entry.weights, dtype="<f4") if len(entry.weights) % 4 == 0 else ()
+    if len(weights) != len(entry.related):
+        msg = f"catalogue entry of {product_id!r}: {len(entry.related)} related products"
+        raise CatalogueVersionError(msg)
+    return Product(
+        product_id,
+        "",
+        "",
+        category=entry.category,
+        related={
+            other: float(weight) for other, weight in zip(entry.related, weights, strict=True)
+        },
+        rebuy_days=entry.rebuy_days,
+        rebuy_share=entry.rebuy_share,
+    )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
@@ -24,11 +24,11 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.schemas import EVENT_TYPES, Event
+from udfs.schemas import EVENT_TYPES, MAX_INT32, Event
 
 FloatMatrix = NDArray[np.float32]
 
-VERSION: Final = 1
+VERSION: Final = 2
 # version, space bytes, dimensions, interactions, waiting, exclusions, reference ts (ms),
 # fast and slow landmark (ms), generation (µs), last touch (ms), item bytes, exclusion bytes
 _HEADER: Final = struct.Struct("<BHHHHHqqqqqII")
@@ -37,8 +37,15 @@ _LENGTH: Final = struct.Struct("<H")
 _HASH_BYTES: Final = 8
 
 _KIND_OF: Final = {name: kind for kind, name in enumerate(EVENT_TYPES)}
-_SEARCH: Final = _KIND_OF["search"]
-_EXCLUDING: Final = frozenset({"purchase", "dislike"})
+SEARCH_KIND: Final = _KIND_OF["search"]
+_SCROLL: Final = _KIND_OF["scroll"]
+PURCHASE_KIND: Final = _KIND_OF["purchase"]
+_EXCLUDING: Final = frozenset({"purchase", "dislike", "return"})
+# The kind of an exclusion of format v1, which did not tell bought from disliked.
+_UNKNOWN: Final = 0xFF
+# A scroll that the person left at once; kinds from 32 on are the profile's own.
+BOUNCE: Final = "bounce"
+_BOUNCE: Final = 32
 _WAITING: Final = 0x80
 _KIND_MASK: Final = 0x7F
 # What a profile keeps of a query: enough to embed it again in another space.
@@ -49,6 +56,10 @@ MAX_INTERACTIONS: Final = 30_000
 MAX_HALF_LIFE_S: Final = 1e12
 # A landmark moves when the newest event is so many half-lives ahead: far from float32's range.
 _REBASE_HALF_LIVES: Final = 16
+
+
+# The blend of two unit vectors is nothing where it is shorter than this.
+LEAST_BLEND: Final = 1e-5
 
 
 class ProfileVersionError(ValueError):
@@ -77,9 +88,14 @@ class ProfileConfig:
             "purchase": 3.0,
             "add_to_cart": 2.0,
             "dislike": -2.0,
+            "return": -2.0,
         }
     )
     """Weight of an event's vector by its type; negative pushes away."""
+    bounce_ms: int = 1000
+    """A scroll that dwelt shorter than this is a bounce, milliseconds; 0: none is."""
+    bounce_weight: float = -0.2
+    """Weight of a bounce, in place of the scroll's."""
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
@@ -97,10 +113,22 @@ class ProfileConfig:
         if set(self.weights) != set(EVENT_TYPES):
             msg = f"weights must name exactly {', '.join(EVENT_TYPES)}"
             raise ValueError(msg)
-        for name, weight in self.weights.items():
+        if not 0 <= self.bounce_ms <= MAX_INT32:
+            msg = f"bounce_ms must be within 0 and {MAX_INT32}, not {self.bounce_ms}"
+            raise ValueError(msg)
+        for name, weight in {**self.weights, BOUNCE: self.bounce_weight}.items():
             if not math.isfinite(weight):
                 msg = f"the weight of {name} must be finite, not {weight}"
                 raise ValueError(msg)
+
+    @property
+    def kind_weights(self) -> list[float]:
+        """Weight of a packed interaction by the code of its kind."""
+        weights = [0.0] * (_BOUNCE + 1)
+        for name, weight in self.weights.items():
+            weights[_KIND_OF[name]] = weight
+        weights[_BOUNCE] = self.bounce_weight
+        return weights
 
     @property
     def half_lives_ms(self) -> tuple[int, int]:
@@ -139,6 +167,7 @@ class Profile:
 
     __slots__ = (
         "_exclusion_items",
+        "_exclusion_kinds",
         "_exclusion_lengths",
         "_exclusion_times",
         "_hashes",
@@ -175,6 +204,7 @@ class Profile:
         self._lengths = b""
         self._items = b""
         self._exclusion_times = b""
+        self._exclusion_kinds = b""
         self._exclusion_lengths = b""
         self._exclusion_items = b""
 
@@ -188,8 +218,9 @@ class Profile:
         profile = cls()
         if packed is None:
             return profile
-        if len(packed) < _HEADER.size or packed[0] != VERSION:
-            msg = f"profile of version {packed[0] if packed else 'none'}, this reads {VERSION}"
+        if len(packed) < _HEADER.size or packed[0] not in (1, VERSION):
+            found = packed[0] if packed else "none"
+            msg = f"profile of version {found}, this reads 1 to {VERSION}"
             raise ProfileVersionError(msg)
         (
             _,
@@ -207,7 +238,7 @@ class Profile:
             exclusion_bytes,
         ) = _HEADER.unpack_from(packed)
         size = _HEADER.size + space_bytes + 8 * dimensions + 19 * n + item_bytes
-        size += 10 * x + exclusion_bytes
+        size += (10 if packed[0] == 1 else 11) * x + exclusion_bytes
         if size != len(packed):
             msg = f"profile of {len(packed)} bytes, its header says {size}"
             raise ProfileVersionError(msg)
@@ -231,6 +262,11 @@ class Profile:
         profile._items = packed[a:b]
         a, b = b, b + 8 * x
         profile._exclusion_times = packed[a:b]
+        if packed[0] == 1:
+            profile._exclusion_kinds = bytes((_UNKNOWN,)) * x
+        else:
+            a, b = b, b + x
+            profile._exclusion_kinds = packed[a:b]
         a, b = b, b + 2 * x
         profile._exclusion_lengths = packed[a:b]
         a, b = b, b + exclusion_bytes
@@ -238,7 +274,7 @@ class Profile:
         return profile
 
     def pack(self) -> bytes:
-        """Write the profile in format v1 (the README has the layout)."""
+        """Write the profile in format v2: the header, then its columns one after the other."""
         space = self.space.encode()
         return b"".join(
             (
@@ -264,6 +300,7 @@ class Profile:
                 self._lengths,
                 self._items,
                 self._exclusion_times,
+                self._exclusion_kinds,
                 self._exclusion_lengths,
                 self._exclusion_items,
             )
@@ -284,15 +321,52 @@ class Profile:
         Oldest first.
         """
         rows = sorted(self._rows(), key=lambda row: (row[1], row[0]))
-        return [
-            (time, EVENT_TYPES[kind & _KIND_MASK], item.decode()) for _, time, kind, item in rows
-        ]
+        return [(time, kind_name(kind & _KIND_MASK), item.decode()) for _, time, kind, item in rows]
+
+    def newest_ms(self) -> int:
+        """Event time of the newest interaction, epoch milliseconds; 0 where there is none."""
+        n = len(self._kinds)
+        return max(struct.unpack(f"<{n}q", self._times), default=0)
+
+    def newest(self, count: int) -> Iterator[tuple[int, int, bool, str]]:
+        """Give the newest interactions: (event time ms, kind's code, waits, product id or query).
+
+        Newest first; of those with equal times, the last to arrive first.
+        """
+        n = len(self._kinds)
+        times = struct.unpack(f"<{n}q", self._times)
+        ends = list(accumulate(struct.unpack(f"<{n}H", self._lengths), initial=0))
+        order = sorted(range(n), key=times.__getitem__)[: -count - 1 : -1]
+        kinds, items = self._kinds, self._items
+        for at in order:
+            kind = kinds[at]
+            item = items[ends[at] : ends[at + 1]].decode()
+            yield times[at], kind & _KIND_MASK, kind >= _WAITING, item
 
     def excluded(self) -> list[str]:
-        """List the bought and the disliked products, which no list may show."""
+        """List the bought, returned and disliked products."""
         if not self._exclusion_lengths:
             return []
         return [item.decode() for item in _split(self._exclusion_lengths, self._exclusion_items)]
+
+    def exclusions(self) -> list[tuple[int, bool, str]]:
+        """List why products are kept out: (event time ms, whether it was a purchase, product id).
+
+        In no order; a product stands there once for each time it was bought.
+        """
+        if not self._exclusion_lengths:
+            return []
+        n = len(self._exclusion_kinds)
+        items = _split(self._exclusion_lengths, self._exclusion_items)
+        return [
+            (time, kind == PURCHASE_KIND, item.decode())
+            for time, kind, item in zip(
+                struct.unpack(f"<{n}q", self._exclusion_times),
+                self._exclusion_kinds,
+                items,
+                strict=True,
+            )
+        ]
 
     def _rows(self) -> list[tuple[bytes, int, int, bytes]]:
         n = len(self._kinds)
@@ -321,31 +395,43 @@ class Profile:
         return at >= 0
 
     def _cut(self, newest: int) -> None:
-        rows = sorted(self._rows(), key=lambda row: (row[1], row[0]))
-        self._set_rows(rows[-newest:])
+        rows = self._rows()
+        order = sorted(range(len(rows)), key=lambda at: (rows[at][1], rows[at][0]))
+        # In the order of arrival, which tells what came last where times are equal.
+        self._set_rows([rows[at] for at in sorted(order[-newest:])])
 
     def _exclude(self, event: Event, limit: int) -> None:
         item = (event.product_id or "").encode()
         self._exclusion_times += _TIMESTAMP.pack(event.ts)
+        self._exclusion_kinds += bytes((_KIND_OF[event.type],))
         self._exclusion_lengths += _LENGTH.pack(len(item))
         self._exclusion_items += item
-        n = len(self._exclusion_lengths) // 2
+        n = len(self._exclusion_kinds)
         if n < 2 * limit:
             return
-        newest: dict[bytes, int] = {}
+        # Of a product that is there more than once, the newest time; what was ever disliked or
+        # returned stays so. A purchase has the lowest code of these.
+        newest: dict[bytes, tuple[int, int]] = {}
         times = struct.unpack(f"<{n}q", self._exclusion_times)
         names = _split(self._exclusion_lengths, self._exclusion_items)
-        for time, name in zip(times, names, strict=True):
-            newest[name] = max(time, newest.get(name, time))
-        kept = sorted(newest.items(), key=lambda pair: (pair[1], pair[0]))[-limit:]
-        self._exclusion_times = struct.pack(f"<{len(kept)}q", *(time for _, time in kept))
-        self._exclusion_lengths = struct.pack(f"<{len(kept)}H", *(len(name) for name, _ in kept))
-        self._exclusion_items = b"".join(name for name, _ in kept)
+        for time, kind, name in zip(times, self._exclusion_kinds, names, strict=True):
+            old_time, old_kind = newest.get(name, (time, kind))
+            newest[name] = max(time, old_time), max(kind, old_kind)
+        kept = sorted((time, name, kind) for name, (time, kind) in newest.items())[-limit:]
+        self._exclusion_times = struct.pack(f"<{len(kept)}q", *(time for time, _, _ in kept))
+        self._exclusion_kinds = bytes(kind for _, _, kind in kept)
+        self._exclusion_lengths = struct.pack(f"<{len(kept)}H", *(len(name) for _, name, _ in kept))
+        self._exclusion_items = b"".join(name for _, name, _ in kept)
 
 
 def _split(lengths: bytes, joined: bytes) -> list[bytes]:
     ends = list(accumulate(struct.unpack(f"<{len(lengths) // 2}H", lengths)))
     return [joined[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def kind_name(kind: int) -> str:
+    """Name the kind of a packed interaction: an event type, or ``bounce``."""
+    return BOUNCE if kind == _BOUNCE else EVENT_TYPES[kind]
 
 
 def hash_event_id(event_id: str) -> bytes:
@@ -392,7 +478,7 @@ def update_profiles(
     """
     duplicates = 0
     found = _Contributions()
-    weights = [config.weights[name] for name in EVENT_TYPES]
+    weights = config.kind_weights
     product_vector, query_vector = source.product_vector, source.query_vector
     limit = 2 * config.interactions
     for owner, (profile, news) in enumerate(zip(profiles, events, strict=True)):
@@ -406,7 +492,7 @@ def update_profiles(
                 duplicates += 1
                 continue
             kind = _KIND_OF[event.type]
-            if kind == _SEARCH:
+            if kind == SEARCH_KIND:
                 item = (event.query or "")[:MAX_QUERY_CHARACTERS]
                 vector = query_vector(item)
                 missing = source.space is None
@@ -416,6 +502,12 @@ def update_profiles(
                 missing = vector is None
                 if event.type in _EXCLUDING:
                     profile._exclude(event, config.exclusions)
+                elif (
+                    kind == _SCROLL
+                    and event.dwell_ms is not None
+                    and event.dwell_ms < config.bounce_ms
+                ):
+                    kind = _BOUNCE
             if vector is not None:
                 found.add(owner, event.ts, weights[kind], vector)
             elif missing:
@@ -454,7 +546,7 @@ def _rebuild(profile: Profile, source: VectorSource, config: ProfileConfig) -> N
 
 
 def _find(source: VectorSource, kind: int, item: str) -> FloatMatrix | None:
-    return source.query_vector(item) if kind == _SEARCH else source.product_vector(item)
+    return source.query_vector(item) if kind == SEARCH_KIND else source.product_vector(item)
 
 
 def _apply_waiting(
@@ -472,7 +564,7 @@ def _apply_waiting(
         vector = _find(source, kind, item.decode())
         if vector is not None:
             found.add(owner, time_ms, weights[kind], vector)
-        elif kind != _SEARCH or source.space is None:
+        elif kind != SEARCH_KIND or source.space is None:
             continue  # a query without a vector in this space will not get one by waiting
         kinds[at] = kind
         profile.waiting -= 1
@@ -528,18 +620,62 @@ def query_vectors(profiles: Sequence[Profile], config: ProfileConfig) -> FloatMa
     Returns:
         Shape (profiles, d), rows of length 1; a row of zeros where the profile points nowhere.
     """
+    return blended(stacked_sums(profiles), config).astype(np.float32)
+
+
+def stacked_sums(profiles: Sequence[Profile]) -> NDArray[np.float64]:
+    """Stack the fast and slow sums of profiles of one space, each as at its landmark: (n, 2, d)."""
     if not profiles:
-        return np.zeros((0, 0), dtype=np.float32)
+        return np.zeros((0, 2, 0))
     # float64: the squares of a sum that has decayed for days leave the range of float32.
-    sums = np.array([profile.sums for profile in profiles], dtype=np.float64)
+    return np.array([profile.sums for profile in profiles], dtype=np.float64)
+
+
+def blended(sums: NDArray[np.float64], config: ProfileConfig) -> NDArray[np.float64]:
+    """Blend the directions of sums (n, 2, d) into unit vectors (n, d), or zeros."""
     shares = np.array([config.fast_share, 1 - config.fast_share])
-    blended = (_unit(sums) * shares[:, None]).sum(axis=1)
-    return _unit(blended).astype(np.float32)
+    # Two directions that cancel each other out leave rounding, which points anywhere.
+    return _unit((_unit(sums) * shares[:, None]).sum(axis=1), LEAST_BLEND)
 
 
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def vector_factors(
+    profiles: Sequence[Profile],
+    owners: NDArray[np.intp],
+    times_ms: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    config: ProfileConfig,
+) -> NDArray[np.float64]:
+    """Factor of an event of weight 1 in its profile's query vector, by its time.
+
+    The query vector is linear in the vectors of the events: their decayed sums are divided by
+    their lengths, blended, and divided by the blend's length.
+
+    Args:
+        profiles: The profiles.
+        owners: Which of them each event belongs to, shape (e,).
+        times_ms: Time of each event, shape (e,).
+        sums: As :func:`stacked_sums` gives them.
+        config: The constants.
+
+    Returns:
+        Shape (e,); without a meaning for an event that has no vector.
+    """
+    norms = np.linalg.norm(sums, axis=2)
+    shares = np.array([config.fast_share, 1 - config.fast_share])
+    scales = np.divide(shares, norms, out=np.zeros_like(norms), where=norms > 1e-30)
+    lengths = np.linalg.norm((sums * scales[:, :, None]).sum(axis=1), axis=1)[:, None]
+    scales = np.divide(scales, lengths, out=np.zeros_like(scales), where=lengths > LEAST_BLEND)
+    landmarks = np.array([profile.landmarks_ms for profile in profiles], dtype=np.int64)
+    ages = (times_ms[:, None] - landmarks.reshape(-1, 2)[owners]) / np.array(config.half_lives_ms)
+    factors: NDArray[np.float64] = (np.exp2(np.clip(ages, -1000, 1000)) * scales[owners]).sum(
+        axis=1
+    )
+    return factors
+
+
+def _unit(vectors: NDArray[np.float64], least: float = 1e-30) -> NDArray[np.float64]:
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: NDArray[np.float64] = np.divide(
-        vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-30
+        vectors, norms, out=np.zeros_like(vectors), where=norms > least
     )
     return unit

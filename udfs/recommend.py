@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-
 from udfs.catalogue import Catalogue
-from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
+from udfs.profile import Profile, ProfileConfig, update_profiles
+from udfs.ranking import RankedList, RankingConfig, rank
 from udfs.schemas import PendingEvent, SaveBatch, SavedList
+from udfs.variants import Experiment
 
 # Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
 # writes of one batch overlap the computation of the next.
@@ -43,6 +43,10 @@ class RecommendConfig:
     """Recommendations a user."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Constants of the profile."""
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    """Constants of the ranking, of users without a variant."""
+    experiment: Experiment = field(default_factory=Experiment)
+    """Variants that are compared online."""
 
     def __post_init__(self) -> None:
         """Refuse a list without a place."""
@@ -71,9 +75,11 @@ def recommend(
         profiles = [user.profile or Profile.unpack(user.packed) for user in users]
         events = [[pending.event for pending in user.events] for user in users]
         duplicates = update_profiles(profiles, events, catalogue, config.profile)
+        variants = _variants(users, config.experiment)
         batch = SaveBatch(
-            lists=_look_up(users, profiles, catalogue, config, now_us),
+            lists=_look_up(users, profiles, catalogue, config, now_us, variants),
             events=[pending for user in users for pending in user.events],
+            variants=variants,
             duplicates=duplicates,
             last=start + USERS_PER_BATCH >= len(touched),
         )
@@ -87,35 +93,68 @@ def recommend(
         yield batch
 
 
+def _variants(users: Sequence[Touched], experiment: Experiment) -> dict[str, str]:
+    """Name the variant of each user; empty where there are none."""
+    if not experiment.variants:
+        return {}
+    names = [variant.name for variant in experiment.variants]
+    return {user.user_id: names[experiment.variant_of(user.user_id)] for user in users}
+
+
+def _rank(
+    users: Sequence[Touched],
+    profiles: Sequence[Profile],
+    catalogue: Catalogue,
+    config: RecommendConfig,
+    now_us: int,
+    variants: Mapping[str, str],
+) -> list[RankedList | None]:
+    """Rank with the constants of each user's variant."""
+    k, now_ms = config.list_length, now_us // 1000
+    if not variants:
+        return rank(profiles, catalogue, k, config.ranking, config.profile, now_ms)
+    ranked: list[RankedList | None] = [None] * len(users)
+    for variant in config.experiment.variants:
+        group = [at for at, user in enumerate(users) if variants[user.user_id] == variant.name]
+        found = rank(
+            [profiles[at] for at in group], catalogue, k, variant.ranking, config.profile, now_ms
+        )
+        for at, one in zip(group, found, strict=True):
+            ranked[at] = one
+    return ranked
+
+
 def _look_up(
     users: Sequence[Touched],
     profiles: Sequence[Profile],
     catalogue: Catalogue,
     config: RecommendConfig,
     now_us: int,
+    variants: Mapping[str, str],
 ) -> list[SavedList]:
     space = catalogue.space
     if space is None:
         return []
-    queries = query_vectors(profiles, config.profile)
-    pointing = np.flatnonzero(queries.any(axis=1)).tolist()
-    if not pointing:
-        return []
-    excluded = [profiles[at].excluded() for at in pointing]
-    found = catalogue.search(queries[pointing], config.list_length, excluded)
+    ranked = _rank(users, profiles, catalogue, config, now_us, variants)
     lists = []
-    for at, known, (product_ids, scores) in zip(pointing, excluded, found, strict=True):
-        profile = profiles[at]
+    for user, profile, found in zip(users, profiles, ranked, strict=True):
+        if found is None:
+            continue
+        # What is bought again may be back: whoever reads the list must not take it out.
+        shown = set(found.product_ids)
+        excluded = [one for one in profile.excluded() if one not in shown]
         profile.generation_us = max(now_us, profile.generation_us + 1)
         lists.append(
             SavedList(
-                users[at].user_id,
-                product_ids,
-                scores,
+                user.user_id,
+                found.product_ids,
+                found.scores,
                 space,
                 profile.reference_ms,
                 profile.generation_us,
-                known[: -1 - SAVED_EXCLUSIONS : -1],
+                found.reasons,
+                excluded[: -1 - SAVED_EXCLUSIONS : -1],
+                variants.get(user.user_id, ""),
             )
         )
     return lists

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+import msgspec
 from pyflink.common import Row, Time, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
@@ -35,20 +36,24 @@ from udfs.query_encoder import encode_query
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
     ERASE,
+    HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
     MAX_TIMESTAMP_MS,
     MS_A_DAY,
+    SPACE_KEY,
     DeadLetter,
     Erasure,
     Event,
     Origin,
     PendingEvent,
     ProductChange,
+    ProductDetails,
     Reason,
     RejectedError,
     SaveBatch,
     decode_event,
     decode_product,
+    decode_space_notice,
     decode_tombstone,
     split_record,
 )
@@ -57,9 +62,15 @@ THREAD_MODE: Final = "thread"
 PROCESS_MODE: Final = "process"
 # The input has dried up when no event came for so long; a backlog's next event comes at once.
 _IDLE_MS: Final = 100
-# Keys of the broadcast state beside the catalogue's own: products whose rows are on their way.
-_UNACKNOWLEDGED_PREFIX: Final = "u"
-_MAX_UNACKNOWLEDGED: Final = 256
+# Keys of the broadcast state beside the catalogue's own: products whose rows are not saved yet,
+# with what is saved of them as msgpack, empty where that is nothing.
+_UNSAVED_PREFIX: Final = "u"
+# Products that are saved at once; fewer wait for the next heartbeat.
+_PRODUCTS_PER_BATCH: Final = 256
+
+
+_details_encoder = msgspec.msgpack.Encoder()
+_details_decoder = msgspec.msgpack.Decoder(ProductDetails)
 
 
 class ExecutionModeError(RuntimeError):
@@ -126,7 +137,9 @@ def catalogue_descriptor() -> MapStateDescriptor:
 class RecommenderFunction(KeyedBroadcastProcessFunction):
     """Takes framed records by user (:func:`udfs.schemas.frame_record`).
 
-    Broadcasts Row(key, value, partition, offset).
+    Broadcasts Row(key, value, partition, offset), and heartbeats in between, rows of
+    ``HEARTBEAT_PARTITION``: a broadcast element can set no timer, and the last of many changed
+    products must be saved too.
 
     Emits :class:`SaveBatch` and :class:`DeadLetter`, both for the Cassandra sink chained behind.
     """
@@ -164,8 +177,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         )
         self._catalogue_loaded = False
         self._changed_us = 0
-        self._unacknowledged: list[str] = []
-        self._to_save_again: list[str] = []
+        self._unsaved: dict[str, ProductChange] = {}
         self._reports_catalogue = subtask_index(runtime_context) == 0
         self._touched: dict[str, Touched] = {}
         self._pending_count = 0
@@ -251,18 +263,21 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
     ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
         """Apply one change of the catalogue; every lookup after it sees it."""
         self._load_catalogue(ctx)
+        state = ctx.get_broadcast_state(catalogue_descriptor())
+        if value[2] == HEARTBEAT_PARTITION:
+            yield from self._save_products(state)
+            return
         key, payload = value[0], value[1]
         changed_us = self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
-        shown = [
-            ProductChange(None, known, changed_us)
-            for product_id in self._to_save_again
-            if (known := self._catalogue.detail(product_id)) is not None
-        ]
-        self._to_save_again.clear()
+        shown: list[ProductChange] = []
         try:
             if payload is None:
                 changes = self._catalogue.delete(
                     decode_tombstone(key), changed_us=changed_us, changes=shown
+                )
+            elif key == SPACE_KEY:
+                changes = self._catalogue.notice(
+                    decode_space_notice(payload), value[2], changed_us=changed_us, changes=shown
                 )
             else:
                 changes = self._catalogue.upsert(
@@ -275,7 +290,6 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
                 origin = Origin(value[2], value[3])
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
-        state = ctx.get_broadcast_state(catalogue_descriptor())
         for state_key, entry in changes:
             if entry is None:
                 state.remove(state_key)
@@ -284,27 +298,33 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._show_catalogue()
         # Every subtask holds every product; one of them saves for all.
         if self._reports_catalogue:
-            yield from self._save_products(shown, state)
+            for change in shown:
+                self._note_unsaved(change, state)
+            if len(self._unsaved) >= _PRODUCTS_PER_BATCH:
+                yield from self._save_products(state)
 
-    def _save_products(
-        self, changes: list[ProductChange], state: Any
-    ) -> Iterator[SaveBatch | BatchReference]:
-        """Send the rows of changed products, without waiting for each acknowledgement.
+    def _note_unsaved(self, change: ProductChange, state: Any) -> None:
+        """Remember a change until it is saved, in the broadcast state too, for after a failure."""
+        known = change.new or change.old
+        if known is None:
+            return
+        earlier = self._unsaved.get(known.product_id)
+        if earlier is None:
+            saved = b"" if change.old is None else _details_encoder.encode(change.old)
+            state.put(_UNSAVED_PREFIX + known.product_id, saved)
+        elif earlier.old is not None:
+            # What is saved must go, whatever came in between.
+            change = change._replace(old=earlier.old)
+        self._unsaved[known.product_id] = change
 
-        Which products are not acknowledged yet stands in the broadcast state, so that they are
-        sent again after a failure. A deletion waits: there would be nothing to send it again from.
-        """
-        for change in changes:
-            if change.new is not None:
-                self._unacknowledged.append(change.new.product_id)
-                state.put(_UNACKNOWLEDGED_PREFIX + change.new.product_id, b"")
-        wait = len(self._unacknowledged) >= _MAX_UNACKNOWLEDGED
-        wait = wait or any(change.new is None for change in changes)
-        yield from self._emit(SaveBatch(products=changes, last=wait))
-        if wait:
-            for product_id in self._unacknowledged:
-                state.remove(_UNACKNOWLEDGED_PREFIX + product_id)
-            self._unacknowledged.clear()
+    def _save_products(self, state: Any) -> Iterator[SaveBatch | BatchReference]:
+        """Save the rows of all products that changed since the last time."""
+        if not self._unsaved:
+            return
+        yield from self._emit(SaveBatch(products=list(self._unsaved.values())))
+        for product_id in self._unsaved:
+            state.remove(_UNSAVED_PREFIX + product_id)
+        self._unsaved.clear()
 
     def _erase(self, key: str, event: Event) -> Iterator[SaveBatch | BatchReference]:
         """Forget the user of the current key: state, what is not saved yet, and all rows."""
@@ -457,18 +477,31 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Read the broadcast state after a restore; it is out of reach while opening."""
         if not self._catalogue_loaded:
             entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
-            self._to_save_again = [
-                key[len(_UNACKNOWLEDGED_PREFIX) :]
-                for key in entries
-                if key.startswith(_UNACKNOWLEDGED_PREFIX)
-            ]
             self._catalogue.load(
                 (key, value)
                 for key, value in entries.items()
-                if not key.startswith(_UNACKNOWLEDGED_PREFIX)
+                if not key.startswith(_UNSAVED_PREFIX)
             )
             self._catalogue_loaded = True
+            if self._reports_catalogue:
+                unsaved = {
+                    key[len(_UNSAVED_PREFIX) :]: value
+                    for key, value in entries.items()
+                    if key.startswith(_UNSAVED_PREFIX)
+                }
+                self._restore_unsaved(unsaved)
             self._show_catalogue()
+
+    def _restore_unsaved(self, unsaved: dict[str, bytes]) -> None:
+        """Take up the products whose rows were on their way; some may have arrived."""
+        self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
+        for product_id, saved in unsaved.items():
+            new = self._catalogue.detail(product_id)
+            old = _details_decoder.decode(saved) if saved else None
+            if old is None and new is None:
+                # It came and went unsaved, but a row of it may have been on its way.
+                old = ProductDetails(product_id, "", "", None, False)
+            self._unsaved[product_id] = ProductChange(old, new, self._changed_us)
 
     def _show_catalogue(self) -> None:
         self._catalogue_size.set(len(self._catalogue))

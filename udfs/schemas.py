@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
@@ -14,19 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-EventType = Literal["click", "search", "scroll", "purchase", "add_to_cart", "dislike", "erase"]
+EventType = Literal[
+    "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return", "erase"
+]
 
 ERASE: Final = "erase"
-# What moves a profile; an erase event ends it.
-EVENT_TYPES: Final = ("click", "search", "scroll", "purchase", "add_to_cart", "dislike")
+# What moves a profile; an erase event ends it. A type's place is its code in packed profiles: add
+# at the end only.
+EVENT_TYPES: Final = (
+    "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return",
+)  # fmt: skip
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 # Far above any embedding in use, and within the 16 bits of the packed profile.
 MAX_DIMENSIONS: Final = 8192
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
+# The partition of a row that is no record of the catalogue topic but a heartbeat of the job's own.
+HEARTBEAT_PARTITION: Final = -1
 MS_A_DAY: Final = 86_400_000
 # 9999-12-31, the last day that every reader of a CQL timestamp can show.
 MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+# Related products that a product may name: what a lookup gathers is as wide as the longest list.
+MAX_RELATED: Final = 128
+MAX_RELATED_WEIGHT: Final = 1000.0
+# The key of what the catalogue topic says of a space; no product may have it.
+SPACE_KEY: Final = "\0space"
 # JSON numbers that fit a CQL int.
 MAX_INT32: Final = 2**31 - 1
 
@@ -71,7 +84,12 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Product(msgspec.Struct, frozen=True, gc=False):
-    """One product of the catalogue as it stands on the wire."""
+    """One product of the catalogue as it stands on the wire.
+
+    ``related`` says which products follow this one, with weights of which 1 is a typical best one;
+    under its own id, how likely it is touched again. ``rebuy_days`` says when a person who bought
+    it may be shown it again, ``rebuy_share`` how many of those who buy it do so again, 0 to 1.
+    """
 
     product_id: Identifier
     space: Identifier
@@ -80,11 +98,31 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     category: str = ""
     price: float | None = None
     in_stock: bool = True
+    related: Annotated[dict[Identifier, float], msgspec.Meta(max_length=MAX_RELATED)] | None = None
+    rebuy_days: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    rebuy_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class SpaceNotice(msgspec.Struct, frozen=True):
+    """On the catalogue topic, under :data:`SPACE_KEY`: a space is being published, or is complete.
+
+    It stands in every partition, before and behind the products of the space: order between
+    partitions there is none, within one there is. Of two publications the one that started later
+    holds.
+    """
+
+    space: Identifier
+    started_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+    """When the publication started, epoch milliseconds."""
+    partitions: Annotated[int, msgspec.Meta(ge=1)]
+    """In how many partitions it stands."""
+    complete: bool = False
 
 
 _Wire = TypeVar("_Wire")
 _event_decoder = msgspec.json.Decoder(Event)
 _product_decoder = msgspec.json.Decoder(Product)
+_notice_decoder = msgspec.json.Decoder(SpaceNotice)
 _encoder = msgspec.json.Encoder()
 
 
@@ -155,7 +193,22 @@ def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float3
         raise RejectedError(Reason.KEY_MISMATCH, "the record key differs from product_id")
     if product.price is not None and not math.isfinite(product.price):
         raise RejectedError(Reason.INVALID_FIELD, "price is not finite")
+    if product.rebuy_days is not None and not math.isfinite(product.rebuy_days):
+        raise RejectedError(Reason.INVALID_FIELD, "rebuy_days is not finite")
+    for weight in (product.related or {}).values():
+        if not abs(weight) <= MAX_RELATED_WEIGHT:
+            detail = f"a weight of related must be within ±{MAX_RELATED_WEIGHT:g}, not {weight}"
+            raise RejectedError(Reason.INVALID_FIELD, detail)
     return product, decode_vector(product.embedding)
+
+
+def decode_space_notice(payload: bytes) -> SpaceNotice:
+    """Decode what the catalogue topic says of a space.
+
+    Raises:
+        RejectedError: The record must go to the dead letters.
+    """
+    return _decode(_notice_decoder, payload)
 
 
 def decode_tombstone(key: str) -> str:
@@ -213,6 +266,11 @@ def encode_product(product: Product) -> bytes:
     return _encoder.encode(product)
 
 
+def encode_space_notice(notice: SpaceNotice) -> bytes:
+    """Encode what the catalogue topic says of a space; goes under :data:`SPACE_KEY`."""
+    return _encoder.encode(notice)
+
+
 def encode_vector(vector: NDArray[np.float32]) -> str:
     """Encode a vector (d,) as base64 of little-endian float32, the compact wire form."""
     return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
@@ -242,8 +300,13 @@ class SavedList(NamedTuple):
     space: str
     event_ms: int
     generated_us: int
+    reasons: Sequence[str]
+    """Why each product is there: ``viewed:``, ``bought:`` or ``searched:`` and the product id or
+    query that contributed most to its score; or ``profile`` where no single one is known."""
     excluded: list[str]
-    """The newest bought or disliked products, newest first."""
+    """The newest bought or disliked products that must not be shown, newest first."""
+    variant: str
+    """The setting that made the list; empty where only one is in use."""
 
 
 class ProductDetails(msgspec.Struct, frozen=True, gc=False):
@@ -285,6 +348,8 @@ class SaveBatch:
     events: list[PendingEvent] = field(default_factory=list)
     products: list[ProductChange] = field(default_factory=list)
     erasures: list[Erasure] = field(default_factory=list)
+    variants: dict[str, str] = field(default_factory=dict)
+    """Variant of each user of the events; empty where only one setting is in use."""
     duplicates: int = 0
     updates: int = 0
     last: bool = True

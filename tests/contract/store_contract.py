@@ -102,7 +102,7 @@ class StoreContract:
         assert page == EventPage((), None)
 
     def test_every_field_of_an_event_comes_back(self, subject: Subject, user: str) -> None:
-        full = StoredEvent("e1", "purchase", NOON + 123, "p", "q", "s", 250, 3)
+        full = StoredEvent("e1", "purchase", NOON + 123, "p", "q", "s", 250, 3, "bold")
         bare = StoredEvent("e2", "search", NOON, query="quiet fan")
         subject.save_event(user, full)
         subject.save_event(user, bare)

@@ -19,9 +19,11 @@ from udfs.schemas import (
     EventType,
     Origin,
     Product,
+    SpaceNotice,
     decode_vector,
     encode_event,
     encode_product,
+    encode_space_notice,
     encode_vector,
     frame_record,
 )
@@ -54,6 +56,12 @@ EVENTS: Final = (
     _event(6, "dislike", "p2", 10),
     _event(7, "click", "p1", 120),
 )
+# What format v2 of the profile added: bounces, returns, and which exclusions are purchases.
+EVENTS_V2: Final = (
+    *EVENTS,
+    Event("0190-8", "u-42 é", "scroll", NOW_MS - 5 * 60_000, "p1", dwell_ms=300),
+    _event(9, "return", "p3", 3),
+)
 PRODUCTS: Final = {"p1": [1.0, 0.0, 0.0], "p2": [0.0, 1.0, 0.0], "p3": [0.0, 3.0, 4.0]}
 QUERY: Final = [0.0, 0.0, 1.0]
 
@@ -69,12 +77,27 @@ class _Source:
         return np.array(QUERY, dtype=np.float32)
 
 
+def _profile_v2() -> tuple[bytes, dict[str, Any]]:
+    profile = Profile()
+    update_profiles([profile], [EVENTS_V2], _Source(), ProfileConfig())
+    profile.generation_us = NOW_MS * 1000 + 123
+    profile.touched_ms = NOW_MS + 5
+    return profile.pack(), {
+        **_shown(profile),
+        "exclusions": [list(row) for row in profile.exclusions()],
+    }
+
+
 def _profile() -> tuple[bytes, dict[str, Any]]:
     profile = Profile()
     update_profiles([profile], [EVENTS], _Source(), ProfileConfig())
     profile.generation_us = NOW_MS * 1000 + 123
     profile.touched_ms = NOW_MS + 5
-    return profile.pack(), {
+    return profile.pack(), _shown(profile)
+
+
+def _shown(profile: Profile) -> dict[str, Any]:
+    return {
         "space": profile.space,
         "sums": [[float(value) for value in row] for row in profile.sums],
         "landmarks_ms": list(profile.landmarks_ms),
@@ -87,6 +110,12 @@ def _profile() -> tuple[bytes, dict[str, Any]]:
     }
 
 
+_FACTS: Final[dict[str, dict[str, Any]]] = {
+    "p1": {"related": {"p2 é": 1.0, "p9": 0.25, "p1": 0.5}},
+    "p2 é": {"related": {"p1": -0.5}, "rebuy_days": 30.0, "rebuy_share": 0.25},
+}
+
+
 def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
     """Key and value of each broadcast state entry, as hexadecimal lines."""
     catalogue = Catalogue(switch_share=1.0)
@@ -96,8 +125,18 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
         ("p2 é", "text3-v1", [0.0, 1.0, 0.0], False),
         ("p1", "text2-v2", [0.6, 0.8], True),
     ):
-        product = Product(product_id, space, embedding, f"Hub {product_id}", "USB", 18.5, in_stock)
-        for key, value in catalogue.upsert(product, decode_vector(embedding)):
+        product = Product(
+            product_id,
+            space,
+            embedding,
+            f"Hub {product_id}",
+            "USB é",
+            18.5,
+            in_stock,
+            **_FACTS[product_id],
+        )
+        seen_us = 1000 * NOW_MS
+        for key, value in catalogue.upsert(product, decode_vector(embedding), changed_us=seen_us):
             assert value is not None
             state[key] = value
     lines = [f"{key.encode().hex()} {value.hex()}" for key, value in sorted(state.items())]
@@ -108,7 +147,10 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
         "vectors": {"p1": [1.0, 0.0, 0.0], "p2 é": [0.0, 1.0, 0.0]},
         "staged": {"text2-v2": ["p1"]},
         "titles": {"p1": "Hub p1", "p2 é": "Hub p2 é"},
+        "category": "USB é",
         "price": 18.5,
+        "facts": _FACTS,
+        "first_seen_ms": NOW_MS,
     }
 
 
@@ -149,14 +191,48 @@ def _wire_product() -> tuple[bytes, dict[str, Any]]:
     }
 
 
+def _wire_product_v2() -> tuple[bytes, dict[str, Any]]:
+    embedding = encode_vector(np.array([0.0, 3.0, 4.0], dtype=np.float32))
+    facts: dict[str, Any] = {"related": {"p1": 1.5, "p3": 0.5}, "rebuy_days": 30.0,
+                             "rebuy_share": 0.25}  # fmt: skip
+    product = Product("p3", "text3-v1", embedding, "Hub é", "USB", 18.5, False, **facts)
+    return encode_product(product), {
+        "product_id": "p3",
+        "space": "text3-v1",
+        "title": "Hub é",
+        "category": "USB",
+        "price": 18.5,
+        "in_stock": False,
+        "vector": [0.0, 0.6, 0.8],
+        **facts,
+    }
+
+
+def _announced() -> tuple[bytes, dict[str, Any]]:
+    """A space's notice as on the wire, and the broadcast state entry that it leaves behind."""
+    notice = SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True)
+    ((key, value),) = Catalogue().notice(notice, 2)
+    assert value is not None
+    lines = (encode_space_notice(notice), f"{key.encode().hex()} {value.hex()}".encode())
+    return b"\n".join(lines) + b"\n", {
+        "space": "text3-v1+é",
+        "started_ms": NOW_MS,
+        "partitions": 3,
+        "complete": True,
+    }
+
+
 def main() -> None:
     """Write the files that do not exist yet."""
     for name, make in (
         ("profile_v1", _profile),
-        ("catalogue_v2", _catalogue_entries),
+        ("catalogue_v3", _catalogue_entries),
         ("pending_v1", _pending),
         ("event_v1", _wire_event),
         ("product_v1", _wire_product),
+        ("profile_v2", _profile_v2),
+        ("product_v2", _wire_product_v2),
+        ("space_v1", _announced),
     ):
         target = FOLDER / f"{name}.bin"
         if target.exists():

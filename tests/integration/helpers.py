@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
+from msgspec.structs import replace
 
 from connectors.cassandra_schema import create_schema
 from connectors.cassandra_session import CassandraOptions, connect
@@ -353,15 +354,21 @@ class Pipeline:
         remember: bool = True,
     ) -> None:
         """Upsert products and wait for Kafka."""
-        for product_id, vector in vectors.items():
-            product = Product(
-                product_id, space, encode_vector(vector), title=product_id, in_stock=in_stock
-            )
-            self._control.send(
-                self.topics[CATALOGUE], product_id.encode(), encode_product(product), None
-            )
-            if remember:
+        self.upsert(
+            (Product(name, space, "", title=name, in_stock=in_stock), vector)
+            for name, vector in vectors.items()
+        )
+        if remember:
+            for product_id, vector in vectors.items():
                 self.catalogue[product_id] = CatalogueItem(unit(vector), in_stock)
+
+    def upsert(self, products: Iterable[tuple[Product, Any]]) -> None:
+        """Upsert products with their vectors, and wait for Kafka."""
+        for product, vector in products:
+            wire = replace(product, embedding=encode_vector(vector))
+            self._control.send(
+                self.topics[CATALOGUE], wire.product_id.encode(), encode_product(wire), None
+            )
         self._control.flush()
 
     def delete(self, product_id: str) -> None:

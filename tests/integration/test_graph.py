@@ -11,6 +11,7 @@ from local.processes import PROJECT
 UIDS = {
     *(f"events-source-{depth}" for depth in range(4)),
     *(f"catalogue-source-{depth}" for depth in range(4)),
+    *(f"heartbeat-source-{depth}" for depth in range(4)),
     "recommender",
     "cassandra-sink",
     "dead-letters-sink-0-1",
@@ -64,17 +65,17 @@ def test_events_are_hashed_and_the_catalogue_is_broadcast(graph: Any) -> None:
     assert inputs(graph, "recommender") == {
         "events-source-0": "HASH",
         "catalogue-source-0": "BROADCAST",
+        "heartbeat-source-0": "BROADCAST",
     }
 
 
-def test_only_these_two_edges_leave_a_task(graph: Any) -> None:
+def test_only_these_three_edges_leave_a_task(graph: Any) -> None:
     # All Python in one chain: no barrier between a lookup and its save, and one GIL's threads less.
     names = sorted(vertex.getName() for vertex in graph.getJobGraph().getVerticesAsArray())
 
-    assert len(names) == 3
-    assert names[0].startswith("Source: ")
-    assert names[1].startswith("Source: ")
-    assert names[2].startswith("recommender -> cassandra-sink -> ")
+    assert len(names) == 4
+    assert all(name.startswith("Source: ") for name in names[:3])
+    assert names[3].startswith("recommender -> cassandra-sink -> ")
     assert inputs(graph, "cassandra-sink") == {"recommender": "FORWARD"}
 
 

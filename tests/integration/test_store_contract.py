@@ -43,6 +43,7 @@ class CassandraSubject:
             found.space,
             found.event_ts,
             found.generated_at,
+            found.variant,
             list(found.excluded),
             found.generated_at * 1000,
         )
@@ -69,6 +70,7 @@ class CassandraSubject:
             event.session_id,
             event.dwell_ms,
             event.quantity,
+            event.variant,
         )
         values = (
             user_id,

@@ -76,7 +76,9 @@ def saved_list(user_id: str = "u", products: Sequence[str] = ("p0",), **fields: 
         "space": "s",
         "event_ms": NOW_MS,
         "generated_us": NOW_MS * 1000 + 7,
+        "reasons": ["profile"] * len(products),
         "excluded": [],
+        "variant": "",
         **fields,
     }
     return SavedList(user_id, list(products), **values)
@@ -114,6 +116,12 @@ class Vectors:
         return self.queries.get(query)
 
 
+def naive_weight(one: Event, config: ProfileConfig) -> float:
+    """What an event's vector counts: by its type, but a scroll that was left at once."""
+    bounced = one.type == "scroll" and one.dwell_ms is not None and one.dwell_ms < config.bounce_ms
+    return config.bounce_weight if bounced else config.weights[one.type]
+
+
 def naive_sums(
     events: Iterable[Event], source: Vectors, config: ProfileConfig
 ) -> tuple[Float64, int]:
@@ -136,7 +144,7 @@ def naive_sums(
             else source.product_vector(one.product_id or "")
         )
         if vector is not None:
-            moved.append((one.ts, config.weights[one.type], vector))
+            moved.append((one.ts, naive_weight(one, config), vector))
     newest = max((ts for ts, _, _ in moved), default=0)
     sums = np.zeros((2, source.dimensions), dtype=np.float64)
     for row, half_life_s in enumerate((config.fast_half_life_s, config.slow_half_life_s)):

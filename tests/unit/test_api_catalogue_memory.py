@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from api.catalogue_memory import CatalogueFollower, CatalogueMemory
@@ -15,7 +15,7 @@ from connectors.kafka_client import KafkaClientOptions
 from connectors.recommendation_store import StoreUnavailable, TrendingList
 from tests.contract.memory_store import InMemoryRecommendationStore
 from tests.unit.api_doubles import NOW, product
-from udfs.schemas import Product, encode_product
+from udfs.schemas import SPACE_KEY, Product, SpaceNotice, encode_product, encode_space_notice
 
 IDS = ("a", "b", "c")
 
@@ -24,7 +24,6 @@ def record(product_id: str, title: str = "", *, dimensions: int = 2) -> bytes:
     return encode_product(Product(product_id, "s", [1.0] * dimensions, title))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))))
 def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) -> None:
     memory = CatalogueMemory(10)
@@ -101,6 +100,7 @@ class Consumer:
                 key=lambda key=key: key,
                 value=lambda value=value: value,
                 timestamp=lambda: (1, NOW),
+                partition=lambda number=one.partition: number,
                 at=(one.partition, offset),
             )
             for one in partitions
@@ -230,3 +230,28 @@ class TestShelf:
         self.store.save_product(None, product("p450"))
         assert self.made.products([f"p{n}" for n in range(500)]).keys() == {"p450"}
         assert self.store.reads == 3
+
+
+def test_a_space_is_searched_when_it_is_complete_in_every_partition() -> None:
+    memory = CatalogueMemory(10)
+    vectors = {"p0": [1.0, 0.0], "p1": [0.8, 0.6], "p2": [0.0, 1.0]}
+
+    def publish(space: str) -> None:
+        for product_id, vector in vectors.items():
+            product = Product(product_id, space, vector)
+            memory.apply(product_id.encode(), encode_product(product), NOW)
+
+    publish("old")
+    start = encode_space_notice(SpaceNotice("new", NOW, 2))
+    memory.apply(SPACE_KEY.encode(), start, NOW, 0)
+    vectors["p2"] = vectors["p0"]
+    publish("new")
+    complete = encode_space_notice(SpaceNotice("new", NOW, 2, complete=True))
+    memory.apply(SPACE_KEY.encode(), complete, NOW, 0)
+
+    def nearest() -> list[str]:
+        return [one.product_id for one in memory.similar("p0", 1) or ()]
+
+    assert nearest() == ["p1"]
+    memory.apply(SPACE_KEY.encode(), complete, NOW, 1)
+    assert nearest() == ["p2"]

@@ -85,7 +85,6 @@ def test_description_refers_to_nothing_that_is_missing() -> None:
 @SCHEMA.parametrize()
 @settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -86,6 +86,7 @@ def test_list_has_twenty_items_by_default(client: FlaskClient) -> None:
         "generated_at": NOW,
         "freshness_ms": 5,
         "degraded": False,
+        "variant": None,
     }
 
 
@@ -108,6 +109,7 @@ def test_unknown_user_of_an_empty_shop_gets_an_empty_list() -> None:
         "generated_at": None,
         "freshness_ms": None,
         "degraded": False,
+        "variant": None,
     }
 
 

@@ -6,10 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks import vectors
 from benchmarks.pipeline import ratio
 from benchmarks.runner import BenchmarkError, Run, Saved, Spent
 from benchmarks.scale import RATES, capacity, soak_growth
 from benchmarks.workload import SPACE, Workload
+from tests.unit.builders import NOW_MS, event
+from udfs.catalogue import Catalogue
+from udfs.recommend import RecommendConfig
 from udfs.schemas import Event, Product
 
 SMALL = Workload(events=500, users=50, products=30)
@@ -111,3 +115,15 @@ def test_soak_growth_looks_at_what_follows_the_first_million() -> None:
     samples = [(500_000, 100.0), (1_000_000, 200.0), (1_500_000, 210.0), (2_000_000, 205.0)]
     assert soak_growth(samples) == pytest.approx(0.05)
     assert soak_growth(samples[:1]) is None
+
+
+def test_vectors_are_judged_by_the_place_of_what_came_next() -> None:
+    assert vectors.scores([1, 0, 4, 0]) == {"hr": 0.5, "mrr": 0.3125}
+    catalogue = Catalogue()
+    for number, vector in enumerate(np.eye(3, dtype=np.float32)):
+        follows = {f"p{(number + 1) % 3}": 1.0}
+        catalogue.upsert(Product(f"p{number}", "s", "", related=follows), vector)
+    clicks = [event(f"e{at}", product_id=f"p{p}", ts=NOW_MS + at) for at, p in enumerate((0, 1, 0))]
+    found = list(vectors.ranks([clicks, clicks[1:]], catalogue, RecommendConfig(list_length=2)))
+    # After p0 comes p1; p0 is behind the other two after p1 alone, and after both.
+    assert found == [("p1", 1), ("p0", 0), ("p0", 0)]

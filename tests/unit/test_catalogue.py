@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,11 +14,20 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
 from udfs.catalogue import Catalogue, CatalogueVersionError
-from udfs.schemas import Product, Reason, RejectedError
+from udfs.schemas import Product, Reason, RejectedError, SpaceNotice, decode_space_notice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = {"a": 4, "b": 6, "c": 3}
 VECTORS = {space: unit_vectors(12, length, seed=length) for space, length in DIMENSIONS.items()}
+
+
+# What products say of themselves; they name each other before they are there, and themselves.
+FACTS: list[dict[str, Any]] = [
+    {"category": "X", "related": {"p1": 0.5, "p0": 0.25, "p7": -1.0}, "rebuy_share": 0.5},
+    {},
+    {"rebuy_days": 2.5, "related": {f"p{at}": 1.0 for at in range(3, 12)}},
+    {"category": "é", "related": {}},
+]
 
 
 class Durable:
@@ -31,12 +41,18 @@ class Durable:
     def put(
         self, number: int, space: str = "a", *, in_stock: bool = True, vector: int = -1
     ) -> None:
-        product = Product(f"p{number}", space, [], in_stock=in_stock)
+        product = Product(f"p{number}", space, [], in_stock=in_stock, **FACTS[number % len(FACTS)])
         chosen = VECTORS[space][vector if vector >= 0 else number]
         self._store(self.catalogue.upsert(product, chosen))
 
     def delete(self, number: int) -> None:
         self._store(self.catalogue.delete(f"p{number}"))
+
+    def note(
+        self, space: str, partition: int, *, complete: bool = False, started_ms: int = 1
+    ) -> None:
+        notice = SpaceNotice(space, started_ms, 2, complete)
+        self._store(self.catalogue.notice(notice, partition))
 
     def restored(self) -> Catalogue:
         again = Catalogue(switch_share=self.share)
@@ -213,6 +229,12 @@ def test_state_holds_the_catalogue_at_every_point(
             a, b = live.product_vector(f"p{one}"), again.product_vector(f"p{one}")
             assert (a is None) == (b is None)
             assert a is None or b is None or a.tobytes() == b.tobytes()
+            facts = live.facts.product(f"p{one}")
+            assert again.facts.product(f"p{one}") == facts
+            told = FACTS[one % len(FACTS)] if live.detail(f"p{one}") is not None else {}
+            assert facts == Product(
+                f"p{one}", "", "", **{**told, "related": told.get("related") or None}
+            )
 
 
 @settings(max_examples=60)
@@ -279,9 +301,9 @@ def test_entry_of_another_version_is_refused() -> None:
     durable = Durable()
     durable.put(1)
     entry = bytearray(durable.state["pp1"])
-    assert entry[1] == 2  # msgpack: the array's head, then the version
-    entry[1] = 3
-    with pytest.raises(CatalogueVersionError, match="3"):
+    assert entry[1] == 3  # msgpack: the array's head, then the version
+    entry[1] = 4
+    with pytest.raises(CatalogueVersionError, match="4"):
         Catalogue().load([("a", b"a"), ("pp1", bytes(entry))])
 
 
@@ -294,7 +316,7 @@ def test_entry_cut_anywhere_is_refused() -> None:
             Catalogue().load([("pp1", entry[:length])])
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_golden_entries_are_read(version: int) -> None:
     expected = json.loads((GOLDEN / f"catalogue_v{version}.json").read_text())
     lines = (GOLDEN / f"catalogue_v{version}.bin").read_text().splitlines()
@@ -310,8 +332,17 @@ def test_golden_entries_are_read(version: int) -> None:
     for product_id, title in expected.get("titles", {}).items():
         detail = catalogue.detail(product_id)
         assert detail is not None
-        assert (detail.title, detail.category, detail.price) == (title, "USB", expected["price"])
+        assert (detail.title, detail.category, detail.price) == (
+            title,
+            expected.get("category", "USB"),
+            expected["price"],
+        )
     assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
+    for product_id in expected["vectors"]:
+        assert catalogue.facts.first_seen_ms(product_id) == expected.get("first_seen_ms", 0)
+    for product_id, facts in expected.get("facts", {}).items():
+        held_facts = catalogue.facts.product(product_id)
+        assert {name: getattr(held_facts, name) for name in facts} == facts
     # The staged vector of p1 counts: with p2 in the new space too, that becomes the active one.
     catalogue.upsert(Product("p2 é", "text2-v2", []), unit_vectors(1, 2)[0])
     assert catalogue.space == "text2-v2"
@@ -336,3 +367,168 @@ def test_empty_catalogue_finds_nothing_for_each_query() -> None:
 def test_share_without_a_meaning_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="switch_share"):
         Catalogue(switch_share=share)
+
+
+def staged(products: int = 3) -> Durable:
+    """Two products in the space a; b is announced in two partitions, and has some already."""
+    durable = Durable(switch_share=0.5)
+    for number in range(2):
+        durable.put(number, "a")
+    for partition in range(2):
+        durable.note("b", partition)
+    for number in range(products):
+        durable.put(number, "b")
+    return durable
+
+
+def test_an_announced_space_waits_for_the_notices_of_all_partitions() -> None:
+    durable = staged()
+    assert durable.catalogue.space == "a"
+    assert found(durable.catalogue).keys() == {"p0", "p1"}
+    durable.note("b", 1, complete=True)
+    durable.note("b", 1, complete=True)  # again: it is one partition
+    assert (durable.catalogue.space, durable.restored().space) == ("a", "a")
+    durable.note("b", 0, complete=True)
+    assert (durable.catalogue.space, durable.restored().space) == ("b", "b")
+    assert found(durable.catalogue).keys() == found(durable.restored()).keys() == {"p0", "p1", "p2"}
+
+
+def test_a_restored_catalogue_goes_on_waiting() -> None:
+    durable = staged()
+    durable.note("b", 0, complete=True)
+    durable.catalogue = durable.restored()
+    durable.put(4, "b")
+    assert durable.catalogue.space == "a"
+    durable.note("b", 1, complete=True)
+    assert durable.catalogue.space == "b"
+
+
+def test_notices_may_come_before_the_products_of_other_partitions() -> None:
+    durable = staged(products=0)
+    for partition in range(2):
+        durable.note("b", partition, complete=True)
+    assert durable.catalogue.space == "a"  # never to an empty space
+    durable.put(0, "b")
+    assert durable.catalogue.space == "b"
+
+
+def test_what_was_announced_gives_way_only_to_what_is() -> None:
+    durable = staged()
+    for partition in range(2):
+        durable.note("b", partition, complete=True)
+    for number in range(3):
+        durable.put(number, "a")
+    assert durable.catalogue.space == "b"
+    for partition in range(2):
+        durable.note("c", partition, started_ms=2)
+    durable.put(0, "c")
+    for partition in range(2):
+        durable.note("c", partition, complete=True, started_ms=2)
+    assert durable.catalogue.space == "c"
+    assert len(durable.catalogue) == len(durable.restored()) == 1
+
+
+def test_the_publication_that_started_later_holds_whatever_is_read_first() -> None:
+    durable = staged()
+    durable.note("c", 0, started_ms=2)
+    durable.put(5, "c")
+    for partition in range(2):  # of the first, read late
+        durable.note("b", partition, complete=True)
+    assert durable.catalogue.space == "a"
+    for partition in range(2):
+        durable.note("c", partition, complete=True, started_ms=2)
+    assert durable.catalogue.space == "c"
+    assert found(durable.catalogue).keys() == {"p5"}
+
+
+@pytest.mark.parametrize("value", [b"", b"\x95\x02\xa1b\x01\x01\x90"])
+def test_an_announcement_of_an_unknown_format_is_refused(value: bytes) -> None:
+    with pytest.raises(CatalogueVersionError, match="announced space"):
+        Catalogue().load([("s", value)])
+
+
+def test_a_golden_announcement_is_read() -> None:
+    expected = json.loads((GOLDEN / "space_v1.json").read_text(encoding="utf-8"))
+    wire, entry = (GOLDEN / "space_v1.bin").read_bytes().splitlines()
+    assert decode_space_notice(wire) == SpaceNotice(**expected)
+    key, value = (bytes.fromhex(part) for part in entry.decode().split())
+    catalogue = Catalogue()
+    catalogue.load([(key.decode(), value)])
+    space = expected["space"]
+    catalogue.upsert(Product("p0", "other", []), VECTORS["a"][0])
+    catalogue.upsert(Product("p0", space, []), VECTORS["b"][0])
+    for partition in (2, 0):  # 2 has said so before
+        catalogue.notice(SpaceNotice(**expected), partition)
+        assert catalogue.space == "other"
+    catalogue.notice(SpaceNotice(**expected), 1)
+    assert catalogue.space == space
+
+
+WORDS = unit_vectors(4, 3, seed=8)
+
+
+def vector_of(catalogue: Catalogue, product_id: str) -> FloatMatrix:
+    found = catalogue.product_vector(product_id)
+    assert found is not None
+    return found
+
+
+def shop_with_text(switch_share: float = 0.9) -> Catalogue:
+    """Texts are vectors of 3 dimensions in the space t; the only known query is ``lamp``."""
+    return Catalogue(
+        encoder=lambda query: WORDS[0] if query == "lamp" else None,
+        encoder_space="t",
+        switch_share=switch_share,
+    )
+
+
+def test_a_search_is_the_first_part_of_a_space_that_begins_with_text() -> None:
+    catalogue = shop_with_text()
+    catalogue.upsert(Product("p0", "t+b", []), unit_vectors(1, 5)[0])
+    found = catalogue.query_vector("lamp")
+    assert found is not None
+    np.testing.assert_array_equal(found, [*WORDS[0], 0, 0])
+    assert catalogue.query_vector("unheard") is None
+
+
+@pytest.mark.parametrize(("space", "length"), [("tb", 5), ("u+t", 5), ("t+short", 2)])
+def test_a_search_means_nothing_in_other_spaces(space: str, length: int) -> None:
+    catalogue = shop_with_text()
+    catalogue.upsert(Product("p0", space, []), unit_vectors(1, length)[0])
+    assert catalogue.query_vector("lamp") is None
+
+
+def test_a_product_with_text_alone_has_a_place_in_a_space_that_begins_with_text() -> None:
+    catalogue = shop_with_text()
+    for number, vector in enumerate(unit_vectors(10, 5)):
+        catalogue.upsert(Product(f"p{number}", "t+b", []), vector)
+    changes = dict(catalogue.upsert(Product("fresh", "t", []), WORDS[0]))
+    placed = vector_of(catalogue, "fresh")
+    np.testing.assert_allclose(placed, [*(WORDS[0] / np.sqrt(2)), 0, 0], atol=1e-7)
+    assert catalogue.searchable == 11
+    query = np.array([[*WORDS[0], 0, 0]], dtype=np.float32)
+    assert "fresh" in catalogue.search(query, 11)[0][0]
+    # Its text changes: so does its place; one that was learned stays.
+    catalogue.upsert(Product("fresh", "t", []), WORDS[1])
+    np.testing.assert_allclose(vector_of(catalogue, "fresh")[:3], WORDS[1] / np.sqrt(2), atol=1e-7)
+    learned = vector_of(catalogue, "p3")
+    catalogue.upsert(Product("p3", "t", [], in_stock=False), WORDS[1])
+    np.testing.assert_array_equal(vector_of(catalogue, "p3"), learned)
+    assert catalogue.searchable == 10
+    again = shop_with_text()
+    again.load([("a", b"t+b"), *((key, value) for key, value in changes.items() if value)])
+    np.testing.assert_array_equal(vector_of(again, "fresh"), placed)
+
+
+def test_a_switch_keeps_the_products_with_text_alone() -> None:
+    catalogue = shop_with_text(switch_share=0.5)
+    for number in range(4):
+        catalogue.upsert(Product(f"p{number}", "t", []), WORDS[number])
+    vectors = unit_vectors(2, 5)
+    catalogue.upsert(Product("p0", "t+b", []), vectors[0])
+    catalogue.upsert(Product("p1", "t+b", []), vectors[1])
+    assert catalogue.space == "t+b"
+    assert len(catalogue) == catalogue.searchable == 4
+    np.testing.assert_array_equal(vector_of(catalogue, "p0"), vectors[0])
+    placed = vector_of(catalogue, "p3")
+    np.testing.assert_allclose(placed, [*(WORDS[3] / np.sqrt(2)), 0, 0], atol=1e-7)

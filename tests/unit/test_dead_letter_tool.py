@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectors.command_line import since
 from connectors.dead_letter_tool import (
     Filter,
     Letter,
@@ -19,7 +20,6 @@ from connectors.dead_letter_tool import (
     mark_key,
     plan,
     read_config,
-    since,
 )
 from connectors.dead_letters import to_row
 from udfs.schemas import DeadLetter, Origin, Reason

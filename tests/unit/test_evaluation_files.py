@@ -12,8 +12,15 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.baselines import all_baselines
-from evaluation.files import DataError, FileProduct, read_catalogue, read_events, write_catalogue
-from evaluation.ours import vectors_before_split
+from evaluation.files import (
+    DataError,
+    FileProduct,
+    Log,
+    read_catalogue,
+    read_events,
+    write_catalogue,
+)
+from evaluation.ours import Stock, learn_before_split
 from evaluation.protocol import Training
 from tests.unit.builders import NOW_MS, event_json, product_json
 from udfs.schemas import encode_vector
@@ -103,18 +110,44 @@ def training(*product_ids: str) -> Training:
     )
 
 
+def empty_log(*product_ids: str) -> Log:
+    """A log that touched the products long before, each alone."""
+    n = len(product_ids)
+    return Log(
+        event_ids=[f"e{at}" for at in range(n)],
+        users=[f"u{at}" for at in range(n)],
+        items=list(product_ids),
+        user_of=np.arange(n, dtype=np.int32),
+        item_of=np.arange(n, dtype=np.int32),
+        kinds=np.zeros(n, dtype=np.int8),
+        times_ms=np.zeros(n, dtype=np.int64),
+        session_of=np.arange(n, dtype=np.int32),
+        queries={},
+    )
+
+
+def learned(products: dict[str, FileProduct], *product_ids: str) -> Stock:
+    return learn_before_split(empty_log(*product_ids), training(*product_ids), products)
+
+
+def names(stock: Stock) -> list[str]:
+    assert len({product.space for product in stock.products}) == 1
+    return [product.product_id for product in stock.products]
+
+
 def test_a_given_vector_is_kept_and_texts_join_only_their_own_space() -> None:
     ones = np.ones(64, dtype=np.float32)
     given = FileProduct("p0", space="text64-v1", embedding=encode_vector(ones))
     products = {"p0": given, "p1": FileProduct("p1", title="blue cup"), "p2": FileProduct("p2")}
-    vectors = vectors_before_split(training("p0", "p1", "p2", "p3"), products)
-    assert (vectors.space, vectors.product_ids) == ("text64-v1", ["p0", "p1"])
-    assert vectors.matrix[0] == pytest.approx(ones / 8)
+    stock = learned(products, "p0", "p1", "p2", "p3")
+    assert names(stock) == ["p0", "p1"]
+    assert stock.products[0].space == "text64-v1"
+    assert stock.vectors[0] == pytest.approx(ones / 8)
     products["p0"] = FileProduct("p0", space="other", embedding=[3.0, 4.0])
-    vectors = vectors_before_split(training("p0", "p1"), products)
-    assert (vectors.space, vectors.product_ids) == ("other", ["p0"])
+    stock = learned(products, "p0", "p1")
+    assert (names(stock), stock.products[0].space) == (["p0"], "other")
     # What is not in the training part is not there to be recommended.
-    assert vectors_before_split(training("p1"), products).product_ids == ["p1"]
+    assert names(learned(products, "p1")) == ["p1"]
 
 
 def test_vectors_that_cannot_be_used_are_an_error() -> None:
@@ -124,11 +157,11 @@ def test_vectors_that_cannot_be_used_are_an_error() -> None:
         "p2": FileProduct("p2", space="a", embedding=[0.0]),
     }
     with pytest.raises(DataError, match="of several spaces or lengths: a, b"):
-        vectors_before_split(training("p0", "p1"), products)
+        learned(products, "p0", "p1")
     with pytest.raises(DataError, match="the vector of product p2"):
-        vectors_before_split(training("p2"), products)
+        learned(products, "p2")
     with pytest.raises(DataError, match="no product of the training part has a vector"):
-        vectors_before_split(training("p9"), products)
+        learned(products, "p9")
 
 
 def arguments(tmp_path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.baselines import all_baselines
 from evaluation.files import DataError, FileProduct, Log, read_events, write_events
-from evaluation.ours import Ours, fill_catalogue, vectors_before_split
+from evaluation.ours import Ours, fill_catalogue, learn_before_split
 from evaluation.protocol import Task, Unit, make_task, parse_split
 from evaluation.run import evaluate
 from tests.unit.builders import MINUTE_MS
@@ -196,15 +196,19 @@ def test_a_change_after_the_split_changes_nothing_that_is_learned(
     lines = random_lines(1)
     changed = [line if line[2] < 1_000 else (*line[:3], "p3", line[4]) for line in lines]
     assert changed != lines
-    one = make_task(log_of(tmp_path, lines), SPLIT_MS, unit).training
-    other = make_task(log_of(tmp_path, changed), SPLIT_MS, unit).training
+    logs = [log_of(tmp_path, version) for version in (lines, changed)]
+    one, other = (make_task(log, SPLIT_MS, unit).training for log in logs)
     assert one.product_ids == other.product_ids
     for field in ("counts", "items", "times_ms", "starts"):
         assert np.array_equal(getattr(one, field), getattr(other, field))
     products = products_of(lines)
-    mine, theirs = (vectors_before_split(part, products) for part in (one, other))
-    assert mine.product_ids == theirs.product_ids
-    assert np.array_equal(mine.matrix, theirs.matrix)
+    mine, theirs = (
+        learn_before_split(log, part, products)
+        for log, part in zip(logs, (one, other), strict=True)
+    )
+    assert mine.products == theirs.products
+    assert any(product.related for product in mine.products)
+    assert np.array_equal(mine.vectors, theirs.vectors)
 
 
 @pytest.mark.parametrize("unit", list(Unit))
@@ -254,7 +258,7 @@ def test_ours_answers_as_one_replay_a_target_does(tmp_path: Path) -> None:
     products = products_of(lines)
     ours = Ours(log, products)
     ours.fit(task.training)
-    catalogue = fill_catalogue(vectors_before_split(task.training, products))
+    catalogue = fill_catalogue(learn_before_split(log, task.training, products))
     compared = 0
     for prediction in ours.predict(task.walks, 3):
         walk = task.walks[prediction.walk]

@@ -121,3 +121,15 @@ def test_no_imports_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"circular import: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", sorted(PYFLINK_IN_UDFS | {"job.main"}))
+def test_the_job_never_loads_what_only_the_offline_commands_need(module: str) -> None:
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        assert name.split(".")[0] != "scipy", f"through {sorted(seen)}"
+        if name in SOURCES and name not in seen:
+            seen.add(name)
+            waiting.extend(imports(name))

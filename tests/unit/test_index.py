@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
 from udfs import index as index_module
-from udfs.index import ExactIndex
+from udfs.index import Boosts, ExactIndex, SlotTable
 
 DIMENSIONS = 5
 
@@ -78,6 +78,83 @@ def test_large_index_equals_a_full_sort(n: int, k: int) -> None:
     found = index.search(queries[[0, 0]], k, [[], best])
     assert_same_list(found[0], products, queries[0], k)
     assert_same_list(found[1], products, queries[0], k, best)
+
+
+boosts_drawn = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.integers(0, 40),
+        st.sampled_from([0.5, -0.5, 2.0, -np.inf]) | st.floats(-3, 3, width=32),
+    ),
+    max_size=60,
+)
+
+
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 45),
+    removed=st.sets(st.integers(0, 39), max_size=10),
+    rows=st.lists(boosts_drawn, max_size=3),
+    chunk=st.sampled_from([1, 2, 256]),
+)
+def test_boosts_are_added_to_the_inner_products(
+    n: int, k: int, removed: set[int], rows: list[list[tuple[int, int, float]]], chunk: int
+) -> None:
+    vectors, queries = unit_vectors(n, DIMENSIONS), unit_vectors(3, DIMENSIONS, seed=1)
+    slots = SlotTable()
+    slots.add("named before it is there")
+    index = ExactIndex(DIMENSIONS, slots)
+    for at, vector in enumerate(vectors):
+        index.upsert(f"p{at}", vector)
+    kept = [f"p{at}" for at in range(n) if at not in removed]
+    for at in removed:
+        index.remove(f"p{at}")
+    for at in range(41):
+        slots.add(f"p{at}")  # of some there is no product
+    scores = {name: queries @ vectors[int(name[1:])] for name in kept}
+    boosts = []
+    for part in rows:
+        part = sorted(part, key=lambda row: row[0])
+        for query, item, weight in part:
+            if f"p{item}" in scores:
+                scores[f"p{item}"] = scores[f"p{item}"] + np.where(
+                    np.arange(3) == query, weight, 0.0
+                )
+        boosts.append(
+            Boosts(
+                np.array([row[0] for row in part], dtype=np.intp),
+                np.array([slots.get(f"p{row[1]}") for row in part], dtype=np.int32),
+                np.array([row[2] for row in part], dtype=np.float32),
+            )
+        )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(index_module, "MAX_CHUNK", chunk)
+        found = index.search(queries, k, boosts=boosts)
+    for at, (ids, given_scores) in enumerate(found):
+        expected = sorted((s[at] for s in scores.values() if s[at] > -np.inf), reverse=True)[:k]
+        np.testing.assert_allclose(given_scores, expected, atol=1e-4)
+        assert len(set(ids)) == len(ids)
+        np.testing.assert_allclose(given_scores, [scores[one][at] for one in ids], atol=1e-4)
+
+
+def test_vectors_by_slot_follow_the_moves_of_the_rows() -> None:
+    index, products = filled(unit_vectors(5, DIMENSIONS))
+    index.remove("p1")
+    index.upsert("p2", products["p0"])
+    slots = np.array([[index._slots.get(f"p{at}")] for at in range(5)] + [[-1], [99_999]])
+    expected = [products[name] for name in ("p0", "p0", "p0", "p3", "p4")]
+    expected[1] = np.zeros(DIMENSIONS, dtype=np.float32)
+    zeros = np.zeros((2, DIMENSIONS), dtype=np.float32)
+    wanted = np.concatenate([np.stack(expected), zeros])
+    np.testing.assert_array_equal(index.vectors(slots)[:, 0], wanted)
+
+
+def test_slots_are_kept_for_good() -> None:
+    slots = SlotTable()
+    assert [slots.add(name) for name in ("b", "a", "b")] == [0, 1, 0]
+    assert (slots.get("a"), slots.get("c"), len(slots)) == (1, -1, 2)
+    assert slots.find(["c", "a"]) == [-1, 1]
+    assert slots.product_id(0) == "b"
 
 
 def test_queries_of_several_chunks_each_get_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 
 from job.options import JobOptions, OptionError, parse, parser
+from udfs.ranking import RankingConfig
+from udfs.variants import Experiment, Variant
 
 P = "recommender.recommend.profile."
+R = "recommender.recommend.ranking."
 CASES = [
     ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ("kafka-group", "g", "kafka.group_id", "g"),
     ("kafka-property", "sasl.jaas.config=a=b", "kafka.properties", {"sasl.jaas.config": "a=b"}),
+    ("experiment", "e", "recommender.recommend.experiment.name", "e"),
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
     ("dead-letters-topic", "t", "dead_letters_topic", "t"),
@@ -36,6 +40,22 @@ CASES = [
     ("fast-share", "0.25", P + "fast_share", 0.25),
     ("interactions", "10", P + "interactions", 10),
     ("exclusions", "11", P + "exclusions", 11),
+    ("bounce-ms", "5", P + "bounce_ms", 5),
+    ("bounce-weight", "-0.5", P + "bounce_weight", -0.5),
+    ("recent", "4", R + "recent", 4),
+    ("position-exponent", "0.5", R + "position_exponent", 0.5),
+    ("repeat-exponent", "0.25", R + "repeat_exponent", 0.25),
+    ("related-weight", "0", R + "related_weight", 0.0),
+    ("lexical-weight", "0", R + "lexical_weight", 0.0),
+    ("search-matches", "7", R + "search_matches", 7),
+    ("vector-share", "0.5", R + "vector_share", 0.5),
+    ("new-share", "0.25", R + "new_share", 0.25),
+    ("new-days", "3", R + "new_days", 3.0),
+    ("category-limit", "4", R + "category_limit", 4),
+    ("duplicate-cosine", "0.9", R + "duplicate_cosine", 0.9),
+    ("candidates", "7", R + "candidates", 7),
+    ("rebuy-weight", "0", R + "rebuy_weight", 0.0),
+    ("rebuy-half-life-days", "9", R + "rebuy_half_life_days", 9.0),
     ("profile-ttl-days", "0.5", "recommender.profile_ttl_days", 0.5),
     ("waiting-retry-max-ms", "9", "recommender.waiting_retry_max_ms", 9),
     ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),
@@ -43,7 +63,14 @@ CASES = [
     ("execution-mode", "process", "recommender.execution_mode", "process"),
 ]
 # Options of several, or tested below.
-OTHERS = {"weight", "kafka-property-env", "cassandra-username", "cassandra-password-env", "help"}
+OTHERS = {
+    "variant",
+    "weight",
+    "kafka-property-env",
+    "cassandra-username",
+    "cassandra-password-env",
+    "help",
+}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -88,6 +115,37 @@ def test_weight_changes_only_its_type() -> None:
     assert changed(options) == {P + "weights": expected}
 
 
+def test_variants_differ_from_the_options_in_their_settings() -> None:
+    options = parse(
+        [
+            "--recent=4",
+            "--experiment=recency",
+            "--variant=plain=1",
+            "--variant=bold=2.5,vector-share=0.3,recent=9",
+        ]
+    )
+    base = RankingConfig(recent=4)
+    bold = RankingConfig(recent=9, vector_share=0.3)
+    assert options.recommender.recommend.ranking == base
+    assert options.recommender.recommend.experiment == Experiment(
+        "recency", (Variant("plain", 1.0, base), Variant("bold", 2.5, bold))
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "named"),
+    [
+        ("a=0", "a must be above 0"),
+        ("a=1,tick-ms=5", "'tick-ms' is none of recent"),
+        ("a=1,recent=x", "variant a: .*'x'"),
+        ("a=1,recent=0", "variant a: recent must be within"),
+    ],
+)
+def test_a_variant_that_makes_no_sense_is_named(variant: str, named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        parse(["--variant", variant])
+
+
 def test_properties_add_up() -> None:
     options = parse(["--kafka-property", "a=1", "--kafka-property", "b=2"])
     assert options.kafka.properties == {"a": "1", "b": "2"}
@@ -104,6 +162,8 @@ def test_properties_add_up() -> None:
         (["--weight", "view=1"], "view"),
         (["--weight", "click=much"], "--weight"),
         (["--execution-mode", "loopback"], "--execution-mode"),
+        (["--variant", "a"], "--variant"),
+        (["--variant", "a=much"], "--variant"),
         (["--unknown", "1"], "--unknown"),
         (["--tick", "1"], "--tick"),  # flink run must not guess either
         (["--list-length"], "--list-length"),

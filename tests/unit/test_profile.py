@@ -23,6 +23,7 @@ from tests.unit.builders import (
     event,
     naive_query_vector,
     naive_sums,
+    naive_weight,
     unit,
     unit_vectors,
 )
@@ -32,6 +33,7 @@ from udfs.profile import (
     ProfileVersionError,
     decayed_sums,
     hash_event_id,
+    kind_name,
     query_vectors,
     update_profiles,
 )
@@ -56,7 +58,9 @@ EMPTY = Vectors({}, space=None)
 def make(number: int, kind: Any, item: int, age_ms: int) -> Event:
     if kind == "search":
         return event(f"e{number}", kind, None, NOW_MS - age_ms, query=f"q{item % 2}")
-    return event(f"e{number}", kind, f"p{item}", NOW_MS - age_ms)
+    # A scroll dwells for less or for more than a bounce does.
+    dwell_ms = 700 * (number % 3) if kind == "scroll" else None
+    return event(f"e{number}", kind, f"p{item}", NOW_MS - age_ms, dwell_ms=dwell_ms)
 
 
 # Ids can repeat (duplicates), as can times; ages from nothing to far beyond the half-lives.
@@ -80,7 +84,7 @@ def assert_sums(
     profile: Profile, events: Sequence[Event], source: Vectors, config: ProfileConfig = CONFIG
 ) -> None:
     expected, newest = naive_sums(events, source, config)
-    scale = max(1.0, sum(abs(config.weights[one.type]) for one in events))
+    scale = max(1.0, sum(abs(naive_weight(one, config)) for one in events))
     assert profile.reference_ms == newest
     assert profile.sums.dtype == np.float32
     read = decayed_sums(profile, config, newest)
@@ -280,6 +284,62 @@ def test_only_bought_and_disliked_are_excluded(kind: str) -> None:
     assert moved([make(1, kind, 0, 0)]).excluded() == []
 
 
+@pytest.mark.parametrize("kind", ["purchase", "dislike", "return"])
+def test_exclusions_tell_why(kind: Any) -> None:
+    profile = Profile.unpack(moved([make(1, kind, 0, 5)]).pack())
+    assert profile.exclusions() == [(NOW_MS - 5, kind == "purchase", "p0")]
+
+
+def test_a_cut_keeps_dislikes_apart_from_purchases() -> None:
+    config = ProfileConfig(exclusions=2, interactions=200)
+    profile = Profile()
+    kinds = ["dislike", "purchase", "purchase", "purchase"]
+    for number, (kind, item) in enumerate(zip(kinds, [0, 0, 1, 1], strict=True)):
+        update_profiles([profile], [[make(number, kind, item, 9 - number)]], SOURCE, config)
+    # Four rows are twice the limit: cut to one a product.
+    assert sorted(profile.exclusions(), key=lambda row: row[2]) == [
+        (NOW_MS - 8, False, "p0"),
+        (NOW_MS - 6, True, "p1"),
+    ]
+
+
+@given(histories, st.integers(1, 50))
+def test_newest_interactions_come_newest_first(events: list[Event], count: int) -> None:
+    profile = moved(events)
+    newest = list(profile.newest(count))
+    assert [row[0] for row in newest] == sorted((one.ts for one in events), reverse=True)[:count]
+    assert profile.newest_ms() == newest[0][0]
+    # All of them are those of the log; of equal times, the last to arrive comes first.
+    everything = list(profile.newest(len(events)))
+    assert sorted((time, kind_name(kind), item) for time, kind, _, item in everything) == sorted(
+        profile.interactions()
+    )
+    arrived = sorted(enumerate(events), key=lambda pair: (pair[1].ts, pair[0]), reverse=True)
+    items = [(one.query if one.type == "search" else one.product_id) for _, one in arrived]
+    assert [row[3] for row in everything] == items
+
+
+def test_the_order_of_arrival_survives_a_cut() -> None:
+    config = ProfileConfig(interactions=3)
+    events = [make(n, "click", n, 0) for n in range(6)]
+    rows = moved(events, config=config).newest(3)
+    numbers = [int(item[1:]) for _, _, _, item in rows]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_bounce_pushes_away_and_is_no_scroll() -> None:
+    def left_after(dwell_ms: int | None) -> Profile:
+        return moved([event("a", "scroll", "p0", dwell_ms=dwell_ms)])
+
+    for dwell_ms in (0, 999):
+        bounced = left_after(dwell_ms)
+        assert query_vectors([bounced], CONFIG)[0] @ MATRIX[0] == pytest.approx(-1, abs=1e-6)
+        assert Profile.unpack(bounced.pack()).interactions() == [(NOW_MS, "bounce", "p0")]
+    for dwell in (None, 1000):
+        assert left_after(dwell).interactions() == [(NOW_MS, "scroll", "p0")]
+        assert query_vectors([left_after(dwell)], CONFIG)[0] @ MATRIX[0] == pytest.approx(1)
+
+
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 7))
 def test_the_log_holds_the_newest_k_whatever_the_order_of_arrival(ages: list[int], k: int) -> None:
     config = ProfileConfig(interactions=k)
@@ -399,7 +459,7 @@ def test_new_user_is_empty() -> None:
     assert Profile.unpack(profile.pack()).pack() == profile.pack()
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_profile_of_another_version_is_refused(version: int) -> None:
     packed = bytearray(moved([event()]).pack())
     packed[0] = version
@@ -416,20 +476,28 @@ def test_profile_cut_anywhere_is_refused() -> None:
         Profile.unpack(packed + b"\0")
 
 
-def test_golden_profile_is_read_and_written_again() -> None:
-    packed = (GOLDEN / "profile_v1.bin").read_bytes()
-    expected = json.loads((GOLDEN / "profile_v1.json").read_text())
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_profile_is_read_and_written_again(version: int) -> None:
+    packed = (GOLDEN / f"profile_v{version}.bin").read_bytes()
+    expected = json.loads((GOLDEN / f"profile_v{version}.json").read_text())
+    events = golden.EVENTS if version == 1 else golden.EVENTS_V2
     profile = Profile.unpack(packed)
     for name in ("space", "reference_ms", "generation_us", "touched_ms", "waiting"):
         assert getattr(profile, name) == expected[name]
     np.testing.assert_allclose(profile.sums, expected["sums"], rtol=1e-7)
     assert list(profile.landmarks_ms) == expected["landmarks_ms"]
     known = {n: decode_vector(v) for n, v in golden.PRODUCTS.items()}
-    queries = {one.query or "": unit(golden.QUERY) for one in golden.EVENTS}
-    assert_sums(profile, golden.EVENTS, Vectors(known, queries))
+    queries = {one.query or "": unit(golden.QUERY) for one in events}
+    assert_sums(profile, events, Vectors(known, queries))
     assert [list(row) for row in profile.interactions()] == expected["interactions"]
     assert profile.excluded() == expected["excluded"]
-    assert profile.pack() == packed
+    if version == 1:
+        # v1 did not tell bought from disliked: such a product stays out for good.
+        assert {bought for _, bought, _ in profile.exclusions()} == {False}
+        assert Profile.unpack(profile.pack()).exclusions() == profile.exclusions()
+    else:
+        assert [list(row) for row in profile.exclusions()] == expected["exclusions"]
+        assert profile.pack() == packed
     # A duplicate of an event that was applied before the savepoint.
     again = event("0190-4", "purchase", "p3", NOW_MS)
     assert update_profiles([profile], [[again]], Vectors({}, space="text3-v1"), CONFIG) == 1
@@ -451,6 +519,12 @@ def test_golden_records_are_read() -> None:
     product, vector = decode_product("p3", (GOLDEN / "product_v1.bin").read_bytes())
     np.testing.assert_allclose(vector, expected.pop("vector"), atol=1e-7)
     assert {name: getattr(product, name) for name in expected} == expected
+    assert (product.related, product.rebuy_days, product.rebuy_share) == (None, None, 0.0)
+
+    expected = json.loads((GOLDEN / "product_v2.json").read_text())
+    product, vector = decode_product("p3", (GOLDEN / "product_v2.bin").read_bytes())
+    np.testing.assert_allclose(vector, expected.pop("vector"), atol=1e-7)
+    assert {name: getattr(product, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -461,6 +535,8 @@ def test_golden_records_are_read() -> None:
         {"fast_half_life_s": float("nan")},
         {"fast_share": 1.1},
         {"fast_share": float("nan")},
+        {"bounce_ms": -1},
+        {"bounce_weight": float("nan")},
         {"interactions": 0},
         {"interactions": 30_001},
         {"exclusions": 0},

@@ -13,6 +13,8 @@ import pytest
 from pyflink.common import Row
 
 from tests.unit.builders import (
+    NOW_MS,
+    FloatMatrix,
     Vectors,
     event_json,
     naive_sums,
@@ -32,6 +34,8 @@ from udfs.recommender_function import (
     subtask_index,
 )
 from udfs.schemas import (
+    HEARTBEAT_PARTITION,
+    SPACE_KEY,
     DeadLetter,
     Erasure,
     Origin,
@@ -39,7 +43,9 @@ from udfs.schemas import (
     ProductDetails,
     Reason,
     SaveBatch,
+    SpaceNotice,
     decode_event,
+    encode_space_notice,
     frame_record,
 )
 
@@ -218,8 +224,12 @@ class Harness:
         changes = {"ts": self.clock.now_ms, "user_id": user, **changes}
         self.send(event_json(event_id=f"e{number}", **changes), user)
 
-    def broadcast(self, key: str, payload: bytes | None) -> None:
-        row = Row(key, payload, 3, 17)
+    def broadcast(self, key: str, payload: bytes | None, partition: int = 3) -> None:
+        row = Row(key, payload, partition, 17)
+        self._take(self._function.process_broadcast_element(row, self._context))
+
+    def heartbeat(self) -> None:
+        row = Row("", None, HEARTBEAT_PARTITION, 0)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def _take(self, emitted: Iterator[Any]) -> None:
@@ -768,39 +778,82 @@ def test_one_straggler_does_not_stretch_the_tick(shop: Harness) -> None:
     assert shop.count("tick_ms") in (0, 1000)
 
 
-def test_changed_product_is_saved_by_one_subtask(clock: Clock) -> None:
+def details(price: float, *, in_stock: bool = True) -> ProductDetails:
+    return ProductDetails("p1", "Mouse", "MOUSE", price, in_stock=in_stock)
+
+
+def test_changed_product_is_saved_by_one_subtask_at_the_next_heartbeat(clock: Clock) -> None:
     first, second = (Harness(clock, RecommenderConfig(), subtask=number) for number in (0, 1))
     for one in (first, second):
         one.product(1, title="Mouse", category="MOUSE", price=9.5)
+        assert one.products_saved() == []
+        one.heartbeat()
         one.product(1, title="Mouse", category="MOUSE", price=8.0, in_stock=False)
+        one.heartbeat()
         one.broadcast("p1", None)
+        one.heartbeat()
+        one.heartbeat()
     assert second.products_saved() == []
-    (inserted, _), (updated, _), (deleted, waits) = first.products_saved()
-    dear = ProductDetails("p1", "Mouse", "MOUSE", 9.5, in_stock=True)
-    cheap = ProductDetails("p1", "Mouse", "MOUSE", 8.0, in_stock=False)
+    inserted, updated, deleted = (changes for changes, _ in first.products_saved())
+    cheap = details(8.0, in_stock=False)
     assert [one[:2] for (one,) in (inserted, updated, deleted)] == [
-        (None, dear),
-        (dear, cheap),
+        (None, details(9.5)),
+        (details(9.5), cheap),
         (cheap, None),
     ]
     times = [change.changed_us for (change,) in (inserted, updated, deleted)]
     assert times == sorted(set(times))
-    # Nothing would be left to delete it by after a failure.
-    assert waits
+    assert all(waits for _, waits in first.products_saved())
+
+
+def test_changes_of_a_product_are_saved_as_one_from_what_is_saved_to_what_is_now(
+    clock: Clock,
+) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    shop.product(1, title="Mouse", category="MOUSE", price=9.5)
+    shop.heartbeat()
+    for price in (8.0, 7.0):
+        shop.product(1, title="Mouse", category="MOUSE", price=price)
+    restored = Harness(clock, RecommenderConfig(), shop.backend.copy())
+    for one in (shop, restored):
+        one.heartbeat()
+        (change,) = one.products_saved()[-1][0]
+        assert change[:2] == (details(9.5), details(7.0))
+    # What came and went without being saved leaves nothing behind, whatever was on its way.
+    shop.product(2, title="Cable", price=3.0)
+    shop.broadcast("p2", None)
+    restored = Harness(clock, RecommenderConfig(), shop.backend.copy())
+    for one in (shop, restored):
+        one.heartbeat()
+        (change,) = one.products_saved()[-1][0]
+        assert change.new is None
+        assert change.old is not None
+        assert change.old.product_id == "p2"
+
+
+def test_many_changed_products_do_not_wait_for_the_heartbeat(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    for number in range(1000):
+        vector = PRODUCTS[f"p{number % 6}"].tolist()
+        shop.broadcast(f"x{number}", product_json(product_id=f"x{number}", embedding=vector))
+    sizes = [len(changes) for changes, _ in shop.products_saved()]
+    assert sizes == [256, 256, 256]
+    shop.heartbeat()
+    assert [len(changes) for changes, _ in shop.products_saved()][3:] == [232]
 
 
 def test_product_on_its_way_is_saved_again_after_a_restore(clock: Clock) -> None:
     shop = Harness(clock, RecommenderConfig())
     for number in range(3):
         shop.product(number)
-    assert [waits for _, waits in shop.products_saved()] == [False] * 3
     again = Harness(clock, RecommenderConfig(), shop.backend.copy())
     again.product(3)
+    again.heartbeat()
     ((changes, _),) = again.products_saved()
     assert {change.new.product_id for change in changes if change.new} == {"p0", "p1", "p2", "p3"}
-    again.broadcast("p3", None)  # waits, so that all is acknowledged
     third = Harness(clock, RecommenderConfig(), again.backend.copy())
     third.product(4)
+    third.heartbeat()
     ((changes, _),) = third.products_saved()
     assert [change.new.product_id for change in changes if change.new] == ["p4"]
 
@@ -862,3 +915,49 @@ def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
 def test_constants_without_a_meaning_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RecommenderConfig(**wrong)
+
+
+def test_an_announced_space_takes_over_when_every_partition_says_so(
+    clock: Clock, shop: Harness
+) -> None:
+    shop.event(1, product_id="p1")
+    shop.advance(1000)
+    old = shop.profile().space
+    notices = [SpaceNotice("new", 1, 2, complete=done) for done in (False, True)]
+    for partition in range(2):
+        shop.broadcast(SPACE_KEY, encode_space_notice(notices[0]), partition)
+    for number in range(len(PRODUCTS)):
+        shop.product(number, space="new", embedding=[1.0, float(number)])
+    shop.broadcast(SPACE_KEY, encode_space_notice(notices[1]), 0)
+    shop.event(2, product_id="p2")
+    shop.advance(1000)
+    assert shop.profile().space == old
+    shop.broadcast(SPACE_KEY, encode_space_notice(notices[1]), 1)
+    restarted = Harness(clock, RecommenderConfig(), shop.backend)
+    restarted.event(3, product_id="p2")
+    restarted.advance(1000)
+    # Rebuilt from what the user touched, in the vectors of the new space.
+    moved = restarted.profile()
+    assert (moved.space, moved.sums.shape, moved.waiting) == ("new", (2, 2), 0)
+    vectors = {f"p{n}": unit([1.0, float(n)]) for n in range(len(PRODUCTS))}
+    events = [
+        decode_event("u", event_json(event_id=f"e{at}", ts=time_ms, product_id=item), NOW_MS * 2)
+        for at, (time_ms, _, item) in enumerate(moved.interactions())
+    ]
+    assert len(events) == 3
+    expected, newest = naive_sums(events, Vectors(vectors), ProfileConfig())
+    np.testing.assert_allclose(
+        decayed_sums(moved, ProfileConfig(), newest), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def unit(numbers: list[float]) -> FloatMatrix:
+    vector = np.array(numbers)
+    scaled: FloatMatrix = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return scaled
+
+
+@pytest.mark.parametrize("payload", [b"{", b'{"space":"new"}', b'{"space":"","partitions":1}'])
+def test_a_notice_that_is_none_goes_to_the_dead_letters(shop: Harness, payload: bytes) -> None:
+    shop.broadcast(SPACE_KEY, payload)
+    assert [letter.payload for letter in shop.letters()] == [payload]

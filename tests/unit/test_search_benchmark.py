@@ -72,7 +72,7 @@ def test_methods_find_what_they_should() -> None:
     view = View.of(SHOP, titles_only=False)
     found = view.compare([Query("monitor", frozenset(range(5, 40, 8)))], weight=1.5, limit=100)
     assert found["lexical"] == [1.0]
-    assert found["combined"] == [1.0]
+    assert found["job"] == [1.0]
     assert set(found) == set(search.METHODS)
 
 

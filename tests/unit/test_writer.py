@@ -57,27 +57,39 @@ def utc(milliseconds: int) -> dt.datetime:
 
 @given(
     texts,
-    st.lists(st.tuples(texts, st.floats(-1, 1, width=32)), max_size=30),
+    st.lists(st.tuples(texts, st.floats(-1, 1, width=32), texts), max_size=30),
     texts,
     st.integers(0, MAX_TIMESTAMP_MS),
     st.integers(0, MAX_TIMESTAMP_MS),
+    st.just("") | texts,
 )
 def test_list_is_serialised_as_the_driver_does(
-    user: str, items: list[tuple[str, float]], space: str, event_ms: int, generated_us: int
+    user: str,
+    items: list[tuple[str, float, str]],
+    space: str,
+    event_ms: int,
+    generated_us: int,
+    variant: str,
 ) -> None:
-    ids = [product_id for product_id, _ in items]
-    scores = np.array([score for _, score in items], dtype=np.float32)
     saved = saved_list(
-        user, ids, scores=scores, space=space, event_ms=event_ms, generated_us=generated_us
+        user,
+        [product_id for product_id, _, _ in items],
+        scores=np.array([score for _, score, _ in items], dtype=np.float32),
+        reasons=[reason for _, _, reason in items],
+        space=space,
+        event_ms=event_ms,
+        generated_us=generated_us,
+        variant=variant,
     )
     values, size = encode_list(saved)
-    rows = [(product_id, float(score), "profile") for product_id, score in items]
+    rows = [(product_id, float(score), reason) for product_id, score, reason in items]
     assert values == [
         TEXT.serialize(user, PROTOCOL),
         ITEMS.serialize(rows, PROTOCOL),
         TEXT.serialize(space, PROTOCOL),
         TIMESTAMP.serialize(event_ms, PROTOCOL),
         TIMESTAMP.serialize(generated_us // 1000, PROTOCOL),
+        TEXT.serialize(variant, PROTOCOL),
         BIGINT.serialize(generated_us, PROTOCOL),
     ]
     assert [tuple(row) for row in ITEMS.deserialize(values[1], PROTOCOL)] == rows
@@ -99,10 +111,11 @@ def test_list_is_serialised_as_the_driver_does(
         session_id=st.none() | texts,
         dwell_ms=st.none() | st.integers(0, 2**31 - 1),
         quantity=st.none() | st.integers(0, 2**31 - 1),
-    )
+    ),
+    st.none() | texts,
 )
-def test_event_is_serialised_as_the_driver_does(made: Event) -> None:
-    values, size = encode_event(made)
+def test_event_is_serialised_as_the_driver_does(made: Event, variant: str | None) -> None:
+    values, size = encode_event(made, variant)
 
     def optional(kind: Any, value: Any) -> Any:
         # A null would be a tombstone.
@@ -120,6 +133,7 @@ def test_event_is_serialised_as_the_driver_does(made: Event) -> None:
         optional(TEXT, made.session_id),
         optional(INT, made.dwell_ms),
         optional(INT, made.quantity),
+        optional(TEXT, variant),
     ]
     assert DATE.deserialize(values[1], PROTOCOL).date() == day
     assert size >= sum(4 + len(value) for value in values if value is not UNSET_VALUE)
