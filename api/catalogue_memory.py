@@ -103,6 +103,8 @@ class CatalogueMemory:
                 notice = decode_space_notice(value)
                 with self._lock:
                     self._vectors.notice(notice, partition)
+                # Other vectors may be active now.
+                self.changes += 1
                 return
             if value is None:
                 product_id = decode_tombstone(wire_key)

@@ -31,7 +31,7 @@ from udfs.profile import (
     update_profiles,
 )
 from udfs.query_encoder import encode_query
-from udfs.schemas import Event, Product, encode_product, encode_vector
+from udfs.schemas import Event, encode_product, encode_vector
 
 _FOLDER: Final = Path(__file__).parent / "page"
 _MIMETYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -261,22 +261,23 @@ def put_stock(product_id: str, body: Stock) -> Response:
     with memory.vectors() as catalogue:
         row, space = memory.rows.get(product_id), catalogue.space
         vector = catalogue.product_vector(product_id)
+        # What it says of other products, and of being bought again.
+        facts = catalogue.facts.product(product_id)
     if row is None:
         raise ProblemError(problems.NOT_FOUND, "there is no such product")
     if space is None or vector is None:
         detail = "the product has no vector here in the space that is searched"
         raise ProblemError(CATALOGUE_UNAVAILABLE, detail, retry=True)
-    value = encode_product(
-        Product(
-            product_id,
-            space,
-            encode_vector(vector),
-            row.title,
-            row.category,
-            row.price,
-            body.in_stock,
-        )
+    product = msgspec.structs.replace(
+        facts,
+        space=space,
+        embedding=encode_vector(vector),
+        title=row.title,
+        category=row.category,
+        price=row.price,
+        in_stock=body.in_stock,
     )
+    value = encode_product(product)
     send(services().config.kafka.catalogue_topic, [(product_id, value)])
     return json_response(Accepted(1), 202)
 

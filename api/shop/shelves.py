@@ -12,8 +12,8 @@ import numpy as np
 
 from api.catalogue_memory import CatalogueMemory
 from connectors.product_rows import ProductRow
-from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, LexicalIndex
-from udfs.query_encoder import SPACE, encode_query
+from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, split_words
+from udfs.query_encoder import encode_query
 
 # How a product was found: it holds the words, or its vector is near to that of the text.
 Match = Literal["words", "meaning"]
@@ -45,7 +45,6 @@ class Shelves:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._index = LexicalIndex()
         # In the order of their changes, the newest last.
         self._rows: dict[str, ProductRow] = {}
         self._of_category: dict[str, set[str]] = {}
@@ -62,10 +61,8 @@ class Shelves:
                 if not self._of_category[old.category]:
                     del self._of_category[old.category]
             if row is None:
-                self._index.remove(product_id)
                 return
             self._rows[product_id] = row
-            self._index.upsert(product_id, row.title, row.category)
             of_category = self._of_category.setdefault(row.category, set())
             if product_id not in of_category:
                 of_category.add(product_id)
@@ -110,28 +107,43 @@ class Shelves:
         First those that hold its words, each by the blend of words and vector that
         `udfs.lexical` recommends; then the nearest of the others.
         """
-        with self._lock:
-            words = dict(self._index.matches(query, BLEND_MATCHES))
-            rows = {one: self._rows[one] for one in words}
+        # Before the catalogue is locked: the first text loads the encoder.
+        encode_query(query)
         near: dict[str, float] = {}
         cosines: dict[str, float] = {}
-        # Before the catalogue is locked: the first text loads the encoder.
-        vector = encode_query(query)
         with memory.vectors() as catalogue:
-            if vector is not None and catalogue.space == SPACE:
+            slots, shares = catalogue.matches(query, BLEND_MATCHES)
+            found = map(catalogue.slots.product_id, slots.tolist())
+            words = dict(zip(found, shares.tolist(), strict=True))
+            vector = catalogue.query_vector(query)
+            if vector is not None:
                 ids, scores = catalogue.search(vector[None, :], MEANING_LIMIT + len(words))[0]
                 near = dict(zip(ids, scores.tolist(), strict=True))
                 for one in words:
                     product = catalogue.product_vector(one)
                     cosines[one] = 0.0 if product is None else float(np.dot(vector, product))
         best = sorted(words, key=lambda one: -(cosines.get(one, 0.0) + BLEND_WEIGHT * words[one]))
-        hits = [Hit(rows[one], "words") for one in best]
-        others = [memory.rows.get(one) for one in near if one not in words]
+        rows = memory.rows
+        hits = [Hit(rows[one], "words") for one in best if one in rows]
+        if not in_stock:
+            hits += [Hit(row, "words") for row in self._sold_out(query)]
+        others = [rows.get(one) for one in near if one not in words]
         hits += [Hit(row, "meaning") for row in others[:MEANING_LIMIT] if row is not None]
         return [
             one
             for one in hits
             if (one.row.in_stock or not in_stock) and category in (None, one.row.category)
+        ]
+
+    def _sold_out(self, query: str) -> list[ProductRow]:
+        """Return the products out of stock that hold all words; the lookup knows none of them."""
+        words = set(split_words(query))
+        with self._lock:
+            sold_out = [row for row in self._rows.values() if not row.in_stock]
+        return [
+            row
+            for row in sold_out
+            if words and words <= {*split_words(row.title), *split_words(row.category)}
         ]
 
     def _shelf(self, category: str, *, in_stock: bool) -> Iterator[ProductRow]:

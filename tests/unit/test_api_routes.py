@@ -250,9 +250,7 @@ def test_store_that_does_not_answer_is_503(
     assert response.headers["Retry-After"] == "2"
 
 
-@pytest.mark.parametrize(
-    "path", ["/nothing", "/v1", "/v1/users", "/v1/products/a/b", "/v1/trending/"]
-)
+@pytest.mark.parametrize("path", ["/shop", "/v1", "/v1/users", "/v1/products/a/b", "/v1/trending/"])
 def test_unknown_path_is_a_404_problem(client: FlaskClient, path: str) -> None:
     assert_problem(client.get(path), 404)
 

@@ -267,6 +267,26 @@ class TestStock:
         assert known is not None
         np.testing.assert_allclose(vector, known, atol=1e-6)
 
+    def test_what_is_known_of_being_bought_again_and_with_others_stays(self) -> None:
+        shop, memory = stocked()
+        vector = encode_vector(encode_texts(["Ink"])[0])
+        ink = Product(
+            *("ink", SPACE, vector, "Ink", "PEN"),
+            related={"t1": 0.5, "ink": 0.25},
+            rebuy_days=30.0,
+            rebuy_share=0.5,
+        )
+        memory.apply(b"ink", encode_product(ink), NOW)
+        assert shop.client.put("/shop/stock/ink", json={"in_stock": False}).status_code == 202
+        value = shop.records.sent[0][2]
+        assert value is not None
+        written, _ = decode_product("ink", value)
+        assert (written.related, written.rebuy_days, written.rebuy_share) == (
+            ink.related,
+            ink.rebuy_days,
+            ink.rebuy_share,
+        )
+
     def test_what_cannot_be_written_is_told(self) -> None:
         shop, memory = stocked()
         assert_problem(shop.client.put("/shop/stock/none", json={"in_stock": True}), 404)

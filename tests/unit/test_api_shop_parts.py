@@ -195,7 +195,13 @@ class Flink:
             return {"jobs": [{"id": key, "status": state} for key, state in self.jobs.items()]}
         if path.endswith("/metrics"):
             return self._metrics(path.split("/")[4], parameters.get("get"))
-        return {"vertices": [{"id": "source"}, {"id": "recommender"}]}
+        vertices = {
+            "source": "Source: KafkaSource-default_catalog.default_database.events-source",
+            "recommender": "recommender -> cassandra-sink",
+            # It reads the same topic once more, and must not be counted.
+            "trending": "Source: KafkaSource-default_catalog.default_database.trending-1-events",
+        }
+        return {"vertices": [{"id": key, "name": name} for key, name in vertices.items()]}
 
     def _metrics(self, vertex: str, wanted: str | None) -> Any:
         known: dict[str, str] = {"0.Source.pendingRecords": "7", "0.other": "1"}
