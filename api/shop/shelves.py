@@ -126,7 +126,8 @@ class Shelves:
         rows = memory.rows
         hits = [Hit(rows[one], "words") for one in best if one in rows]
         if not in_stock:
-            hits += [Hit(row, "words") for row in self._sold_out(query)]
+            # First, since they hold all the words: behind a hundred others nobody would find them.
+            hits = [*(Hit(row, "words") for row in self._sold_out(query)), *hits]
         others = [rows.get(one) for one in near if one not in words]
         hits += [Hit(row, "meaning") for row in others[:MEANING_LIMIT] if row is not None]
         return [
