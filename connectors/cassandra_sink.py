@@ -41,15 +41,19 @@ _THREADS: Final = Path("/proc/self/task")
 def close_orphans() -> None:
     """Close the writers whose task's thread has ended.
 
-    In thread mode PyFlink 2.3 does not close the Python functions of a failed task, and the
-    TaskManager's process goes on: each restart would leave a session with its threads behind.
+    In thread mode PyFlink 2.3 does not close the Python functions of a task that failed or was
+    cancelled, and the TaskManager's process goes on: each restart would leave a session with its
+    threads behind.
     """
     if not _THREADS.is_dir():  # not Linux: sessions of failed tasks stay until the process ends
         return
     for thread in list(_writers):
         if thread == threading.get_native_id() or not (_THREADS / str(thread)).exists():
-            logger.info("closing the Cassandra session of a task that failed")
-            _writers.pop(thread).close()
+            # Another task of this process may be at the same clearing up.
+            orphan = _writers.pop(thread, None)
+            if orphan is not None:
+                logger.info("closing the Cassandra session that an ended task left open")
+                orphan.close()
 
 
 def open_writer(factory: Callable[[], _Closeable]) -> _Closeable:

@@ -28,6 +28,7 @@ from local.stack import Stack
 GOLDEN = PROJECT / "tests" / "golden" / "metrics.txt"
 PROMETHEUS = PROJECT / "flink-conf" / "prometheus"
 DASHBOARD = PROJECT / "flink-conf" / "grafana" / "recommender.json"
+_SERVICE_PREFIX = "recommender_api_"
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,21 @@ def queries() -> dict[str, str]:
     return found
 
 
-def wanted() -> frozenset[Selector]:
-    """What must be exported: everything asked for but what Prometheus makes itself."""
+def wanted_of_flink() -> frozenset[Selector]:
+    """What the Flink processes must export: all asked for but Prometheus' own and the service's."""
     own = {"up", "ALERTS", *(rule["record"] for rule in rules() if "record" in rule)}
-    asked = {one for query in queries().values() for one in selectors(query)}
-    return frozenset(one for one in asked if one.name not in own)
+    return frozenset(
+        one for one in _asked() if one.name not in own and not one.name.startswith(_SERVICE_PREFIX)
+    )
+
+
+def wanted_of_service() -> frozenset[Selector]:
+    """What the service must export."""
+    return frozenset(one for one in _asked() if one.name.startswith(_SERVICE_PREFIX))
+
+
+def _asked() -> set[Selector]:
+    return {one for query in queries().values() for one in selectors(query)}
 
 
 def dropped(name: str) -> bool:
@@ -157,12 +168,12 @@ def kept_names(samples: Iterable[Sample]) -> list[str]:
 
 
 def service_names() -> set[str]:
-    """Names under which the service exports its metrics."""
+    """Names under which the service can export its metrics, whether or not it has yet."""
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     return {
         found.name + suffix
         for found in REGISTRY.collect()
-        if found.name.startswith("recommender_api_")
+        if found.name.startswith(_SERVICE_PREFIX)
         for suffix in suffixes[found.type]
     }
 

@@ -76,7 +76,7 @@ def test_what_dashboard_and_alerts_ask_for_is_exported_and_a_replay_comes_throug
 
     missing = [
         one
-        for one in exported_metrics.wanted()
+        for one in exported_metrics.wanted_of_flink()
         if not any(one.matches(sample) for sample in samples)
     ]
     assert missing == []

@@ -116,7 +116,7 @@ def test_bad_records_arrive_whole_among_the_dead_letters_and_good_ones_go_on(sta
         assert len(letters) == len(pipeline.poisoned)
         verdict = pipeline.wait_right(encode)
         assert verdict.events == 5
-        assert stack.flink.restarts(pipeline.job) == 0
+        assert stack.flink.restarts(pipeline.job) == 0, pipeline.failures()
 
 
 def test_shown_catalogue_follows_the_topic(stack: Stack) -> None:

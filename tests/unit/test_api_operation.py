@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.background import Ticker
 from api.breaker import BreakerStore
@@ -21,7 +22,9 @@ from connectors.kafka_client import (
     NotAcknowledgedError,
 )
 from connectors.recommendation_store import StoreTimeout, StoreUnavailable
+from tests import exported_metrics
 from tests.contract.memory_store import InMemoryRecommendationStore
+from tests.exported_metrics import Sample
 from tests.unit.api_doubles import Shop
 
 
@@ -65,6 +68,26 @@ class TestMetrics:
         client.counts = Counts(sent=5, delivered=4, failed=1)
         watch()
         assert delivered() - before == 4
+
+    def test_what_dashboard_and_alerts_ask_for_is_exported(self) -> None:
+        class Client:
+            counts = Counts(sent=4, delivered=1, failed=1, dropped=1)
+
+        shop = Shop()
+        Watch(Client(), None)()
+        shop.client.get("/v1/users/u/events")
+        # No catalogue is read here.
+        assert shop.client.get("/v1/products/a/similar").status_code == 503
+        samples = [
+            Sample(one.name, dict(one.labels))
+            for family in text_string_to_metric_families(shop.client.get("/metrics").text)
+            for one in family.samples
+        ]
+
+        wanted = exported_metrics.wanted_of_service()
+
+        assert len(wanted) >= 5
+        assert [one for one in wanted if not any(map(one.matches, samples))] == []
 
 
 class TestLogs:

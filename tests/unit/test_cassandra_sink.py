@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors.cassandra_sink import CassandraSink
+from connectors.cassandra_sink import CassandraSink, close_orphans, close_writer, open_writer
 from connectors.cassandra_writer import RefusedEvent, WriteReport
+from local.processes import wait_until
 from tests.unit.builders import event, event_json, pending
 from udfs.memory import by_reference
 from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch
@@ -156,3 +160,54 @@ def test_close_closes_the_writer_and_survives_a_failed_open(
     assert writer.calls == ["close"]
     CassandraSink(lambda: writer, "events").close()
     assert writer.calls == ["close"]
+
+
+def has_ended(thread: threading.Thread) -> bool:
+    return not Path(f"/proc/self/task/{thread.native_id}").exists()
+
+
+class TestOrphans:
+    """Writers of tasks that ended without being closed, as failed ones do in thread mode."""
+
+    @staticmethod
+    def orphan(*writers: Any) -> None:
+        """Open each writer in a thread of its own; then all threads end."""
+        all_open = threading.Barrier(len(writers))
+
+        def task(writer: Any) -> None:
+            open_writer(lambda: writer)
+            all_open.wait(10)
+
+        tasks = [threading.Thread(target=task, args=(writer,)) for writer in writers]
+        for one in tasks:
+            one.start()
+        for one in tasks:
+            one.join()
+            # `join` returns a moment before the operating system has forgotten the thread.
+            wait_until(functools.partial(has_ended, one), 10, what="its end")
+
+    def test_they_are_closed_when_the_next_task_opens(self) -> None:
+        left = RecordingWriter()
+        self.orphan(left)
+        mine = RecordingWriter()
+
+        open_writer(lambda: mine)
+        close_writer(mine)
+
+        assert left.calls == ["close"]
+        assert mine.calls == ["close"]
+
+    def test_two_tasks_can_clear_up_at_the_same_time(self) -> None:
+        class Slow(RecordingWriter):
+            """While it is closed, the other task clears up the rest."""
+
+            def close(self) -> None:
+                close_orphans()
+                super().close()
+
+        left = [Slow(), Slow(), Slow()]
+        self.orphan(*left)
+
+        close_orphans()
+
+        assert [writer.calls for writer in left] == [["close"]] * 3
