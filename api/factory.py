@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import BoundedSemaphore
+from typing import Any
 
 from flask import Flask
 
@@ -55,6 +56,14 @@ _BLUEPRINTS = (
 )
 
 
+class _Application(Flask):
+    """Flask, which need not look at each call whether a function is a coroutine: none is."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``func`` as it is."""
+        return func
+
+
 def create_app(
     config: ApiConfig | None = None,
     *,
@@ -80,7 +89,7 @@ def create_app(
     """
     config = ApiConfig.from_env() if config is None else config
     # What is served of files are lists of names (`api.documentation`, `api.shop.routes`).
-    app = Flask(__name__, static_folder=None)
+    app = _Application(__name__, static_folder=None)
     # "a//b" is an id of its own; a redirect to "a/b" would answer for another user.
     app.url_map.merge_slashes = False
     app.url_map.converters["id"] = IdConverter

@@ -12,6 +12,16 @@ import traceback
 from typing import Any
 
 import msgspec
+from gunicorn.glogging import Logger
+
+
+class NoAccessLog(Logger):
+    """gunicorn's logger, that does not put together the lines of an access log nobody keeps."""
+
+    @property
+    def access_log_enabled(self) -> bool:
+        """Where there is a logging configuration, gunicorn takes it that there is such a log."""
+        return False
 
 
 class JsonFormatter(logging.Formatter):

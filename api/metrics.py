@@ -123,8 +123,9 @@ def _begin() -> None:
 
 def _count(response: Response) -> Response:
     # The rule and not the path, which names a user.
-    rule = request.url_rule.rule if request.url_rule is not None else "none"
-    method = request.method if request.url_rule is not None else "any"
+    matched = request.url_rule
+    rule = matched.rule if matched is not None else "none"
+    method = request.method if matched is not None else "any"
     began = g.get("began")
     if began is not None:
         _seconds(rule, method).observe(time.perf_counter() - began)

@@ -221,9 +221,10 @@ def only(known: Sequence[Parameter]) -> None:
     Raises:
         InvalidParameterError: It has.
     """
+    allowed = [one.name for one in known]
     for name, values in request.args.lists():
-        if all(name != one.name for one in known):
-            names = ", ".join(one.name for one in known) or "none"
+        if name not in allowed:
+            names = ", ".join(allowed) or "none"
             # Cut, because it is the client's text that goes into an answer.
             raise InvalidParameterError(
                 name[:64], f"no parameter of this route, which has: {names}"

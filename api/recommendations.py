@@ -102,8 +102,7 @@ def recommendations(user_id: str) -> Response:
     )
     try:
         if found is not None:
-            items = [(item.product_id, item.score, item.reason) for item in found.items]
-            builder.add("personal", items)
+            builder.add("personal", found.items)
         personal = bool(builder.items)
         if not builder.full:
             needed = limit + len(excluded)

@@ -6,20 +6,25 @@ import random
 import re
 from typing import cast
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 
 HEADER = "X-Request-ID"
+_VARIABLE = "HTTP_X_REQUEST_ID"
+_KEY = "recommender.request_id"
 # What may be repeated into headers and logs without escaping.
 _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def request_id() -> str:
     """Return the id of the request that is being handled; the same at every call."""
-    if "request_id" not in g:
+    environ = request.environ
+    known = environ.get(_KEY)
+    if known is None:
         # Unique, not secret: a system call for better bits would give the interpreter away.
-        sent = request.headers.get(HEADER, "")
-        g.request_id = sent if _ACCEPTED.fullmatch(sent) else f"{random.getrandbits(128):032x}"
-    return cast("str", g.request_id)
+        sent = environ.get(_VARIABLE, "")
+        known = sent if _ACCEPTED.fullmatch(sent) else f"{random.getrandbits(128):032x}"
+        environ[_KEY] = known
+    return cast("str", known)
 
 
 def register(app: Flask) -> None:

@@ -4,7 +4,8 @@ A million users' lists stand in Cassandra, ten thousand products in the catalogu
 for lists of random users over kept connections (a closed loop: a slow answer delays the next
 question). Beside it the bare driver: as many processes as the service has, as many threads
 together as there are connections, the same statement for random users, the row taken and nothing
-done with it. Everything shares this machine's cores, wrk too, which the driver's run needs not.
+done with it. The two take turns, since a machine is not equally fast all the time. Everything
+shares this machine's cores, wrk too, which the driver's run needs not.
 
 Last line: JSON with ``p99_ms_8``, ``ratio_driver`` (requests/s of the service at 8 connections by
 those of the driver with 8 threads), ``users`` and ``requests_per_second`` (at 8).
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,8 @@ KEYSPACE: Final = "bench_api"
 CATALOGUE: Final = "catalogue"
 LENGTH: Final = 20
 CONNECTIONS: Final = (1, 8, 64)
+# How long one turn of the driver or of the service is, whole seconds: wrk knows no parts of them.
+TURN_SECONDS: Final = 3
 _USERS_A_BATCH: Final = 2_000
 _CORES: Final = os.cpu_count() or 1
 
@@ -67,24 +70,60 @@ function request()
 end
 function done(summary, latency, requests)
   local errors = summary.errors
-  print(string.format("RESULT %d %d %d %d %d", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99),
+  print(string.format("RESULT %d %d %d", summary.requests, summary.duration,
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+  local times = {}
+  for tenth = 0, 999 do times[tenth + 1] = latency:percentile((tenth + 0.5) / 10) end
+  print("TIMES " .. table.concat(times, " "))
 end
 """
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn: how many answers in how many seconds, and how long they took.
+
+    ``times_ms`` are the answers' times or as many of their quantiles, each of equal weight;
+    ``cpu`` are seconds of the asking or serving processes, ``cassandra`` those of Cassandra.
+    """
+
+    count: int
+    seconds: float
+    times_ms: np.ndarray[Any, np.dtype[np.float64]]
+    cpu: float = 0.0
+    cassandra: float = 0.0
+
+
+@dataclass(frozen=True)
 class Load:
-    """One run: answers a second, and how long one took, milliseconds."""
+    """Several turns: answers a second, how long one took, and CPU time an answer, microseconds."""
 
     per_second: float
     p50_ms: float
     p99_ms: float
-    cpu_us: float = 0.0
-    """CPU time of the asking or serving processes an answer, microseconds."""
-    cassandra_us: float = 0.0
-    """CPU time of Cassandra an answer, microseconds."""
+    cpu_us: float
+    cassandra_us: float
+
+
+def merged(turns: Sequence[Turn]) -> Load:
+    """Put turns together, each with the weight of its answers."""
+    count = sum(turn.count for turn in turns)
+    times = np.concatenate([turn.times_ms for turn in turns])
+    weights = np.concatenate(
+        [np.full(len(turn.times_ms), turn.count / len(turn.times_ms)) for turn in turns]
+    )
+    order = np.argsort(times)
+    reached = np.cumsum(weights[order]) / count
+    p50, p99 = (
+        float(times[order][min(np.searchsorted(reached, q), len(order) - 1)]) for q in (0.5, 0.99)
+    )
+    return Load(
+        count / sum(turn.seconds for turn in turns),
+        p50,
+        p99,
+        sum(turn.cpu for turn in turns) / count * 1e6,
+        sum(turn.cassandra for turn in turns) / count * 1e6,
+    )
 
 
 def user_id(number: int) -> str:
@@ -92,21 +131,21 @@ def user_id(number: int) -> str:
     return f"user-{number:07d}"
 
 
-def parse_result(output: str) -> Load:
+def parse_result(output: str) -> Turn:
     """Read what the script prints at the end of wrk.
 
     Raises:
         BenchmarkError: It is not there, or a request failed.
     """
-    for line in output.splitlines():
-        if line.startswith("RESULT "):
-            count, micros, p50, p99, errors = (int(part) for part in line.split()[1:])
-            if errors or not count:
-                msg = f"{errors} of {count} requests failed"
-                raise BenchmarkError(msg)
-            return Load(count / micros * 1e6, p50 / 1000, p99 / 1000)
-    msg = f"wrk said nothing of its result: {output[-500:]}"
-    raise BenchmarkError(msg)
+    said = {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+    if "RESULT" not in said or "TIMES" not in said:
+        msg = f"wrk said nothing of its result: {output[-500:]}"
+        raise BenchmarkError(msg)
+    count, micros, errors = (int(part) for part in said["RESULT"])
+    if errors or not count:
+        msg = f"{errors} of {count} requests failed"
+        raise BenchmarkError(msg)
+    return Turn(count, micros / 1e6, np.array(said["TIMES"], dtype=np.float64) / 1000)
 
 
 def find_wrk() -> str:
@@ -233,7 +272,7 @@ def _driver_process(queue: Any, *args: Any) -> None:
 
 def driver(
     options: CassandraOptions, users: int, processes: int, connections: int, seconds: float
-) -> Load:
+) -> Turn:
     """Measure the bare driver with ``connections`` threads in all."""
     context = multiprocessing.get_context("spawn")
     queue, ready, go = context.Queue(), context.Semaphore(0), context.Event()
@@ -263,10 +302,8 @@ def driver(
     found = [queue.get(timeout=seconds + 60) for _ in running]
     for one in running:
         one.join()
-    times = np.concatenate([np.asarray(one) for one, _ in found])
-    p50, p99 = np.percentile(times, (50, 99)) * 1000
-    spent = sum(one for _, one in found)
-    return Load(len(times) / seconds, float(p50), float(p99), spent / len(times) * 1e6)
+    times = np.concatenate([np.asarray(one) for one, _ in found]) * 1000
+    return Turn(len(times), seconds, times, sum(one for _, one in found))
 
 
 # --- the service ---------------------------------------------------------------------------------
@@ -314,7 +351,7 @@ def serving(stack: Stack, workers: int) -> Iterator[tuple[str, ServerProcess]]:
         service.stop()
 
 
-def run_wrk(wrk: str, url: str, users: int, connections: int, seconds: float) -> Load:
+def run_wrk(wrk: str, url: str, users: int, connections: int, seconds: float) -> Turn:
     """Ask for random users' lists over ``connections``.
 
     Raises:
@@ -435,52 +472,55 @@ def measure(stack: Stack, wrk: str, users: int, products: int, seconds: float) -
     print(
         f"{'':24}{'requests/s':>12}{'p50 ms':>10}{'p99 ms':>10}{'own µs':>10}{'Cassandra µs':>14}"
     )
-    bare: dict[int, Load] = {}
-    ours: dict[int, Load] = {}
+    found: dict[str, Load] = {}
 
-    def timed(name: str, pid: int | None, run: Callable[[], Load]) -> Load:
-        """Run, and show what it took; ``pid``: of the service, None where the run tells itself."""
+    def turn(pid: int | None, run: Callable[[], Turn]) -> Turn:
+        """Run; ``pid``: of the service, None where the run tells its own CPU time."""
         watched = (pid, stack.cassandra.process.pid)
         before = [cpu_seconds(one) for one in watched]
-        found = run()
-        answers = found.per_second * seconds
-        own, cassandra = (
-            (cpu_seconds(one) - was) / answers * 1e6
-            for one, was in zip(watched, before, strict=True)
-        )
-        found = replace(found, cpu_us=found.cpu_us or own, cassandra_us=cassandra)
-        print(
-            f"{name:24}{found.per_second:12,.0f}{found.p50_ms:10.2f}{found.p99_ms:10.2f}"
-            f"{found.cpu_us:10.0f}{found.cassandra_us:14.0f}",
-            flush=True,
-        )
-        return found
+        taken = run()
+        own, cassandra = (cpu_seconds(one) - was for one, was in zip(watched, before, strict=True))
+        return replace(taken, cpu=taken.cpu or own, cassandra=cassandra)
 
-    for count in CONNECTIONS:
-        bare[count] = timed(
-            f"driver, {count} threads",
-            None,
-            functools.partial(driver, options, users, _CORES, count, seconds),
-        )
     with serving(stack, _CORES) as (url, service):
         run_wrk(wrk, url, users, 8, seconds)
+        each = min(TURN_SECONDS, max(1, round(seconds)))
         for count in CONNECTIONS:
-            ours[count] = timed(
-                f"service, {count} connections",
-                service.pid,
-                functools.partial(run_wrk, wrk, url, users, count, seconds),
+            pair: tuple[tuple[str, int | None, Callable[[], Turn]], ...] = (
+                (
+                    f"driver, {count} threads",
+                    None,
+                    functools.partial(driver, options, users, _CORES, count, each),
+                ),
+                (
+                    f"service, {count} connections",
+                    service.pid,
+                    functools.partial(run_wrk, wrk, url, users, count, each),
+                ),
             )
+            turns: dict[str, list[Turn]] = {name: [] for name, _, _ in pair}
+            for _ in range(max(1, round(seconds / each))):
+                for name, pid, run in pair:
+                    turns[name].append(turn(pid, run))
+            for name, taken in turns.items():
+                one = found[name] = merged(taken)
+                print(
+                    f"{name:24}{one.per_second:12,.0f}{one.p50_ms:10.2f}{one.p99_ms:10.2f}"
+                    f"{one.cpu_us:10.0f}{one.cassandra_us:14.0f}",
+                    flush=True,
+                )
     parts = stages(stack, options, users, 2_000)
     print(
         "one after the other, microseconds: "
         f"statement {parts['statement']:.0f}, with the store's objects {parts['store']:.0f}, "
         f"the whole application without HTTP {parts['application']:.0f}"
     )
+    ours, bare = found["service, 8 connections"], found["driver, 8 threads"]
     return {
-        "p99_ms_8": round(ours[8].p99_ms, 3),
-        "ratio_driver": round(ours[8].per_second / bare[8].per_second, 3),
+        "p99_ms_8": round(ours.p99_ms, 3),
+        "ratio_driver": round(ours.per_second / bare.per_second, 3),
         "users": users,
-        "requests_per_second": round(ours[8].per_second, 1),
+        "requests_per_second": round(ours.per_second, 1),
     }
 
 
@@ -492,7 +532,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few users, short runs: does it work?")
     parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--products", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of load")
     given = parser.parse_args()
     users = min(given.users, 20_000) if given.quick else given.users
     seconds = min(given.seconds, 4.0) if given.quick else given.seconds

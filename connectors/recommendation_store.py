@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 from cassandra import DriverException, OperationTimedOut, RequestValidationException, Timeout
-from cassandra.cluster import Cluster, NoHostAvailable
+from cassandra.cluster import Cluster, NoHostAvailable, ResponseFuture
 from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.protocol import ErrorMessage
 
@@ -41,16 +41,10 @@ _EPOCH: Final = dt.datetime(1970, 1, 1)
 _ONE_MS: Final = dt.timedelta(milliseconds=1)
 # Products that one call reads at most: more are a mistake of the caller's.
 MAX_PRODUCTS: Final = 200
+# Product id, score (the cosine-like rank score, the higher the better), reason.
+Recommendation = tuple[str, float, str]
 # Any id does: the read must succeed, not find something.
 _PING_USER: Final = "health-check"
-
-
-class Recommendation(msgspec.Struct, frozen=True, gc=False):
-    """One recommended product; ``score`` is the cosine-like rank score, the higher the better."""
-
-    product_id: str
-    score: float
-    reason: str
 
 
 class RecommendationList(msgspec.Struct, frozen=True, gc=False):
@@ -352,7 +346,7 @@ class CassandraRecommendationStore:
         return RecommendationList(
             user_id,
             # None is a row that was written without a list: as empty as an empty one.
-            tuple(Recommendation(*item) for item in items or ()),
+            tuple(items or ()),
             space,
             _epoch_ms(event_ts),
             _epoch_ms(generated_at),
@@ -462,10 +456,11 @@ class CassandraRecommendationStore:
         self, prepared: Any, values: tuple[Any, ...], profile: str = READ_PROFILE
     ) -> list[Any]:
         try:
-            return list(
-                self._session.execute(
-                    prepared, values, timeout=self._timeout, execution_profile=profile
-                )
+            return _rows(
+                self._session.execute_async(
+                    prepared, values, timeout=None, execution_profile=profile
+                ),
+                self._timeout,
             )
         except RequestValidationException:
             # A table has been dropped or a permission withdrawn: no time limit helps.
@@ -633,6 +628,40 @@ class LazyRecommendationStore:
             store.close()
         else:
             logger.info("connected to %s", self.name)
+
+
+def _rows(future: ResponseFuture, seconds: float) -> list[Any]:
+    """Wait for the rows of a statement that has at most one page of them.
+
+    The wait is limited here and not by the driver: its limit is a timer in the event loop, which
+    has to be woken up for it a second time in each request.
+
+    Raises:
+        OperationTimedOut: There was no answer within ``seconds``.
+    """
+    waiting = threading.Lock()
+    waiting.acquire()
+    found: list[Any] = []
+    failures: list[BaseException] = []
+
+    def succeeded(rows: list[Any] | None) -> None:
+        # Nothing comes back of a write.
+        found.extend(rows or ())
+        waiting.release()
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        waiting.release()
+
+    future.add_callbacks(succeeded, failed)
+    if not waiting.acquire(timeout=seconds):
+        raise OperationTimedOut(last_host=future.coordinator_host)
+    if failures:
+        raise failures[0]
+    if future.has_more_pages:
+        msg = "more rows than the driver fetches at once"
+        raise RuntimeError(msg)
+    return found
 
 
 def check_products(product_ids: Sequence[str]) -> None:

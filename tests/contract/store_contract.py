@@ -14,7 +14,6 @@ from connectors.recommendation_store import (
     Erasure,
     EventPage,
     InvalidPageTokenError,
-    Recommendation,
     RecommendationList,
     RecommendationStore,
     StoredEvent,
@@ -74,7 +73,7 @@ class StoreContract:
     def test_list_comes_back_as_saved(self, subject: Subject, user: str) -> None:
         saved = RecommendationList(
             user,
-            (Recommendation("p2", 0.5, "profile"), Recommendation("p1", -0.25, "été")),
+            (("p2", 0.5, "profile"), ("p1", -0.25, "été")),
             "text64-v1",
             NOON + 1,
             NOON + 2,
@@ -91,8 +90,8 @@ class StoreContract:
     def test_newest_generation_wins_in_any_order_of_arrival(
         self, subject: Subject, user: str
     ) -> None:
-        new = RecommendationList(user, (Recommendation("new", 1.0, "r"),), "s", NOON, NOON + 9)
-        old = RecommendationList(user, (Recommendation("old", 1.0, "r"),), "s", NOON, NOON + 1)
+        new = RecommendationList(user, (("new", 1.0, "r"),), "s", NOON, NOON + 9)
+        old = RecommendationList(user, (("old", 1.0, "r"),), "s", NOON, NOON + 1)
         subject.save_list(new)
         subject.save_list(old)
         assert subject.store.recommendations(user) == new

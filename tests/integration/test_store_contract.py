@@ -36,10 +36,9 @@ class CassandraSubject:
         self._insert_event = session.prepare(statement("insert_event", KEYSPACE))
 
     def save_list(self, found: RecommendationList) -> None:
-        items = [(item.product_id, item.score, item.reason) for item in found.items]
         values = (
             found.user_id,
-            items,
+            list(found.items),
             found.space,
             found.event_ts,
             found.generated_at,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from api.filling import Filter
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
-    Recommendation,
     RecommendationList,
     StoreTimeout,
     StoreUnavailable,
@@ -22,7 +21,7 @@ from tests.unit.api_doubles import NOW, Shop, ids, product
 
 
 def saved(shop: Shop, *product_ids: str, excluded: tuple[str, ...] = ()) -> None:
-    items = tuple(Recommendation(one, 1.0 - n / 10, "profile") for n, one in enumerate(product_ids))
+    items = tuple((one, 1.0 - n / 10, "profile") for n, one in enumerate(product_ids))
     shop.store.save_list(RecommendationList("u", items, "s", NOW, NOW + 1, excluded))
 
 

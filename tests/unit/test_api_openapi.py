@@ -19,7 +19,6 @@ from schemathesis.specs.openapi.checks import (
 from api.catalogue_memory import CatalogueMemory
 from api.openapi import document
 from connectors.recommendation_store import (
-    Recommendation,
     RecommendationList,
     StoredEvent,
     TrendingList,
@@ -38,7 +37,7 @@ def full_shop() -> Shop:
     shop = Shop(catalogue=memory)
     shop.add(product("0"), product("a"))
     for user in ("0", "a"):
-        items = (Recommendation("0", 1.0, "profile"),)
+        items = (("0", 1.0, "profile"),)
         shop.store.save_list(RecommendationList(user, items, "s", NOW, NOW + 1))
         shop.store.save_event(user, StoredEvent("e", "click", NOW, "0"))
         shop.store.request_erasure(user, NOW)

@@ -15,7 +15,6 @@ from api.config import ApiConfig
 from api.factory import create_app
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
-    Recommendation,
     RecommendationList,
     StoredEvent,
     StoreTimeout,
@@ -30,7 +29,7 @@ DAY = 86_400_000
 @pytest.fixture
 def store() -> InMemoryRecommendationStore:
     store = InMemoryRecommendationStore()
-    items = tuple(Recommendation(f"p{n}", 0.8999999761581421 - n, "profile") for n in range(150))
+    items = tuple((f"p{n}", 0.8999999761581421 - n, "profile") for n in range(150))
     store.save_list(RecommendationList("u1", items, "text64-v1", NOW - 5, NOW))
     for n in range(150):
         store.save_product(None, ProductRow(f"p{n}", f"T{n}", "MONITOR", 10.0 + n, True, NOW))

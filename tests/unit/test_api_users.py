@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from connectors.recommendation_store import Recommendation, RecommendationList, StoredEvent
+from connectors.recommendation_store import RecommendationList, StoredEvent
 from tests.unit.api_doubles import Shop, ids, product
 from tests.unit.test_api_routes import DAY, NOW, assert_problem
 from udfs.profile import ProfileConfig
@@ -70,7 +70,7 @@ class TestProfile:
         ]
         for one in events:
             shop.store.save_event("u", one)
-        items = (Recommendation("m", 1.0, "profile"),)
+        items = (("m", 1.0, "profile"),)
         shop.store.save_list(RecommendationList("u", items, "s", NOW, NOW + 1, ("t",)))
         body = shop.get("/v1/users/u/profile")
         newest_first = sorted(events, key=lambda one: (-one.ts, one.event_id))

@@ -1,4 +1,4 @@
-"""The worker's threads: they stay with a connection only where nobody else can need them."""
+"""The worker: where its threads stay, who accepts, and that sparing calls changes no answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.workers.gthread import ThreadWorker
 
-from api.worker import StayingThreadWorker
+from api.worker import MAX_YIELD_SECONDS, SparingSocket, StayingThreadWorker
 
 
 @pytest.fixture
@@ -116,3 +117,124 @@ def test_silent_connection_goes_back_to_the_poller(
 ) -> None:
     monkeypatch.setattr("api.worker.STAY_SECONDS", 0.05)
     assert not worker()._next_comes(connection(sockets[0]))
+
+
+class Recorded:
+    """A socket that keeps what is called."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.calls.append(data)
+
+    def gettimeout(self) -> float | None:
+        return None
+
+    def setblocking(self, flag: bool) -> None:
+        self.calls.append(flag)
+
+    def fileno(self) -> int:
+        self.calls.append("fileno")
+        return 7
+
+
+class TestSparingSocket:
+    def test_head_leaves_with_the_first_of_the_body(self) -> None:
+        plain = Recorded()
+        sparing = SparingSocket(plain)
+        for _ in range(2):
+            sparing.begin()
+            sparing.sendall(b"head ")
+            sparing.sendall(b"body")
+            sparing.sendall(b"more")
+            sparing.flush()
+        assert plain.calls == [b"head body", b"more"] * 2
+
+    def test_head_without_a_body_leaves_at_the_end_and_once(self) -> None:
+        plain = Recorded()
+        sparing = SparingSocket(plain)
+        sparing.begin()
+        sparing.sendall(b"head")
+        assert plain.calls == []
+        sparing.flush()
+        sparing.flush()
+        assert plain.calls == [b"head"]
+
+    def test_whoever_uses_the_socket_itself_finds_the_head_sent(self) -> None:
+        plain = Recorded()
+        sparing = SparingSocket(plain)
+        sparing.begin()
+        sparing.sendall(b"head")
+        assert sparing.fileno() == 7
+        assert plain.calls == [b"head", "fileno"]
+
+    def test_only_a_change_of_the_mode_is_passed_on(self) -> None:
+        plain = Recorded()
+        sparing = SparingSocket(plain)
+        sparing.setblocking(True)
+        assert plain.calls == []
+        sparing.setblocking(False)
+        assert plain.calls == [False]
+
+
+class TestRequest:
+    def conn(self, sock: Any, reader: Any) -> Any:
+        mesg = SimpleNamespace(body=SimpleNamespace(reader=reader))
+        return SimpleNamespace(sock=sock, parser=SimpleNamespace(mesg=mesg))
+
+    def test_answer_is_sent_also_after_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = Recorded()
+        conn = self.conn(plain, None)
+
+        def fails(_self: object, _req: object, conn: Any) -> None:
+            conn.sock.sendall(b"head")
+            msg = "fails"
+            raise KeyError(msg)
+
+        monkeypatch.setattr(ThreadWorker, "handle_request", fails)
+        with pytest.raises(KeyError, match="fails"):
+            worker().handle_request(None, conn)
+        assert plain.calls == [b"head"]
+        assert conn.sock is plain
+
+    @pytest.mark.parametrize(
+        ("reader", "drained"),
+        [
+            (LengthReader(None, 0), False),
+            (LengthReader(None, 5), True),
+            (ChunkedReader.__new__(ChunkedReader), True),
+        ],
+    )
+    def test_only_a_body_is_drained(
+        self, monkeypatch: pytest.MonkeyPatch, reader: Any, drained: bool
+    ) -> None:
+        seen: list[object] = []
+
+        def drain(_self: object, conn: object, _keepalive: object) -> bool:
+            seen.append(conn)
+            return False
+
+        monkeypatch.setattr(ThreadWorker, "_keepalive_after", drain)
+        conn = self.conn(None, reader)
+        assert worker()._keepalive_after(conn, keepalive=True) is not drained
+        assert bool(seen) is drained
+        # A connection that is not kept is gunicorn's business.
+        assert not worker()._keepalive_after(conn, keepalive=False)
+
+
+@pytest.mark.parametrize(
+    ("workers", "connections", "waits"), [(2, 0, False), (1, 3, False), (2, 1, True), (2, 99, True)]
+)
+def test_worker_with_connections_lets_others_accept_first(
+    monkeypatch: pytest.MonkeyPatch, workers: int, connections: int, waits: bool
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr("time.sleep", done.append)
+    monkeypatch.setattr(ThreadWorker, "accept", lambda _self, listener: done.append(listener))
+    made = worker(connections=connections)
+    made.cfg.workers = workers
+    made.accept("listener")
+    assert done[-1] == "listener"
+    assert (len(done) == 2) is waits
+    assert all(0 < pause <= MAX_YIELD_SECONDS for pause in done[:-1])
