@@ -79,7 +79,8 @@ class KafkaBroker(DataServer):
         done = subprocess.run(
             [
                 *self._java("-Xmx128m", "-XX:TieredStopAtLevel=1"),
-                *("kafka.tools.StorageTool", "format", "--cluster-id", cluster),
+                # In one word: an id may begin with a dash.
+                *("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"),
                 *("--config", str(self._conf)),
             ],
             capture_output=True,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 import requests
 from confluent_kafka import Consumer, Producer
 
+from local.kafka_broker import KafkaBroker
 from local.processes import PROJECT, free_ports, wait_until
 from local.stack import Stack, StackConfig, StackError
 
@@ -189,3 +191,17 @@ def test_a_second_start_keeps_ports(tmp_path: Path) -> None:
     first = StackConfig(root=tmp_path, kafka_port=port).with_ports()
 
     assert StackConfig(root=tmp_path).with_ports() == first
+
+
+def test_kafka_starts_with_a_cluster_id_that_looks_like_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Base64 of a first byte of 0xf8 begins with a dash; one random id in 64 does.
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(bytes=b"\xf8" + bytes(15)))
+    port, controller_port = free_ports(2)
+    broker = KafkaBroker(tmp_path, port, controller_port, heap="256m")
+    try:
+        broker.start()
+        assert broker.answers()
+    finally:
+        broker.stop()
