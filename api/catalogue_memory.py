@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from connectors.kafka_client import KafkaClientOptions
+from connectors.kafka_client import KafkaClientOptions, log_errors
 from connectors.product_rows import ProductRow
 from udfs.catalogue import Catalogue
 from udfs.query_encoder import SPACE, encode_query
@@ -221,6 +221,7 @@ class CatalogueFollower:
                 "auto.offset.reset": "earliest",
                 "reconnect.backoff.max.ms": 2000,
                 "log_level": 2,
+                "error_cb": log_errors(logger),
                 **self._options.properties,
             }
         )
@@ -233,6 +234,9 @@ class CatalogueFollower:
                     known |= self._assign_new(consumer, known)
                     looked = time.monotonic() if known else looked
                     if not known:
+                        # Nothing is assigned: it only gives what the client has to say, such as
+                        # a wrong password.
+                        consumer.poll(0)
                         self._stop.wait(_RETRY_SECONDS)
                         continue
                 for message in consumer.consume(_BATCH, _POLL_SECONDS):

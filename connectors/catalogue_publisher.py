@@ -17,7 +17,7 @@ import msgspec
 from confluent_kafka import KafkaException, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from connectors.kafka_client import KafkaClientOptions
+from connectors.kafka_client import KafkaClientOptions, Refusal, RefusedError, reach
 from udfs.schemas import SPACE_KEY, SpaceNotice, encode_space_notice
 
 _SAVE_EVERY_S: Final = 1.0
@@ -71,7 +71,8 @@ class CataloguePublisher:
             "log_level": 2,
             **options.properties,
         }
-        self._admin = make_admin(settings)
+        self._refusal = Refusal()
+        self._admin = make_admin({**settings, "error_cb": self._refusal})
         self._producer = make_producer(
             {
                 **settings,
@@ -137,6 +138,7 @@ class CataloguePublisher:
     def _describe(self) -> tuple[str, int]:
         """Id of the topic and number of its partitions."""
         try:
+            reach(self._admin, self._refusal, self._timeout_s)
             futures = self._admin.describe_topics(
                 TopicCollection([self._topic]), request_timeout=self._timeout_s
             )
@@ -144,6 +146,8 @@ class CataloguePublisher:
         except KafkaException as error:
             msg = f"topic {self._topic}: {error.args[0].str()}"
             raise PublishError(msg) from error
+        except RefusedError as error:
+            raise PublishError(str(error)) from error
         # Its text may hold a slash.
         return str(found.topic_id).replace("/", "_"), len(found.partitions)
 

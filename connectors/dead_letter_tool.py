@@ -45,6 +45,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from connectors.command_line import since
+from connectors.kafka_client import Refusal, RefusedError, reach
 from udfs.schemas import Reason
 
 # A dead letter may be larger than what the events topic accepts.
@@ -228,7 +229,9 @@ class Kafka:
     """
 
     def __init__(self, settings: Mapping[str, str], topic: str) -> None:
-        self._settings = {"log_level": 2, **settings}
+        self._refusal = Refusal()
+        self._settings = {"log_level": 2, "error_cb": self._refusal, **settings}
+        self._reached = False
         self.topic = topic
         self.log_topic = f"{topic}-replayed"
         self._admin = AdminClient(self._settings)
@@ -350,6 +353,9 @@ class Kafka:
         self, topic: str, start: Mapping[int, int] | None = None, *, since_ms: int = 0
     ) -> Iterator[Message]:
         """Every record up to the present end: of all partitions, or from given offsets."""
+        if not self._reached:
+            reach(self._admin, self._refusal, _TIMEOUT)
+            self._reached = True
         consumer = Consumer(
             {
                 **self._settings,
@@ -581,7 +587,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_config(given.config.read_text()) if given.config else {}
         kafka = Kafka({"bootstrap.servers": given.bootstrap, **settings}, given.dead_letters_topic)
         status: int = given.do(kafka, given)
-    except (ToolError, OSError) as error:
+    except (ToolError, RefusedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KafkaException as error:

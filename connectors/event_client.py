@@ -39,12 +39,11 @@ from typing import Any, Final, Self, TypedDict, Unpack
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from connectors.sparing_log import SparingLog
 from udfs.schemas import Event, Reason, RejectedError, decode_event, encode_event
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two log lines of one kind.
-_LOG_EVERY: Final = 60.0
 # How long the polling thread waits for news, seconds: what an idle close takes at most.
 _POLL: Final = 0.2
 _FIELDS: Final = frozenset(Event.__struct_fields__)
@@ -125,25 +124,6 @@ def make_record(event: Event, now_ms: int) -> tuple[bytes, bytes]:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
     decode_event(key.decode("latin-1"), value, now_ms)
     return key, value
-
-
-class _Log:
-    """One line a kind and minute; what came between is counted."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._last: dict[str, float] = {}
-        self._since: Counter[str] = Counter()
-
-    def __call__(self, kind: str, message: str, *, trace: bool = False) -> None:
-        now = time.monotonic()
-        with self._lock:
-            self._since[kind] += 1
-            if now - self._last.get(kind, float("-inf")) < _LOG_EVERY:
-                return
-            self._last[kind] = now
-            times = self._since.pop(kind)
-        logger.error("%s (%d since the last line of this kind)", message, times, exc_info=trace)
 
 
 _OnDelivery = Callable[["_Sender", KafkaError | None, Any], None]
@@ -244,7 +224,7 @@ class EventClient:
         self._lock = threading.RLock()
         self._numbers: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
-        self._log = _Log()
+        self._log = SparingLog(logger)
         self._sender: _Sender | None = None
         self._closed = False
 

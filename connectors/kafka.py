@@ -6,6 +6,7 @@ Python running for it: the rows come out of Java as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +25,8 @@ MAX_DEAD_LETTER_BYTES: Final = 2 * 2**20
 HEARTBEATS_A_SECOND: Final = 4
 # New partitions are found while the job runs.
 DISCOVERY_INTERVAL: Final = "60 s"
+_SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka."
+_KAFKA_CLASS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,24 @@ def _table_options(options: KafkaOptions, topic: str, extra: Mapping[str, str]) 
     return _settings(options, topic, {**raw, **extra})
 
 
+def with_shaded_classes(value: str) -> str:
+    """Name Kafka's own classes as they are called in Flink's connector, which has its own copy.
+
+    ``org.apache.kafka.common.security.plain.PlainLoginModule`` of a ``sasl.jaas.config`` is not
+    found there by the name that every other client knows it by.
+    """
+    return _KAFKA_CLASS.sub(_SHADED, value)
+
+
 def _settings(options: KafkaOptions, topic: str, extra: Mapping[str, str]) -> str:
     settings = {
         "connector": "kafka",
         "topic": topic,
         "properties.bootstrap.servers": options.bootstrap,
-        **{f"properties.{name}": value for name, value in options.properties.items()},
+        **{
+            f"properties.{name}": with_shaded_classes(value)
+            for name, value in options.properties.items()
+        },
         **extra,
     }
     return ", ".join(f"{_sql_string(k)} = {_sql_string(v)}" for k, v in settings.items())

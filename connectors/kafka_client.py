@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from connectors.sparing_log import SparingLog
 
 logger = logging.getLogger(__name__)
 
 PROPERTY_PREFIX: Final = "KAFKA_PROPERTY_"
 _POLL: Final = 0.2
+_REFUSED: Final = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,64 @@ class KafkaClientOptions:
         return cls(**values, properties=properties)
 
 
+class RefusedError(Exception):
+    """Kafka does not let this client in; the message says why."""
+
+
+class Refusal:
+    """Remembers why Kafka does not let a client in; to be given to it as ``error_cb``.
+
+    Without it a wrong password looks like a broker that is away: requests run into their limit.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take an error of the client's."""
+        if error.code() in _REFUSED:
+            self.reason = error.str()
+
+
+def reach(admin: Any, refusal: Refusal, timeout_s: float) -> None:
+    """Wait until Kafka answers.
+
+    Args:
+        admin: An AdminClient whose ``error_cb`` is ``refusal``.
+        refusal: Its.
+        timeout_s: How long, seconds.
+
+    Raises:
+        RefusedError: It does not let the client in, which is known within a second or two.
+        KafkaException: It did not answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            admin.list_topics(timeout=1.0)
+        except KafkaException as error:
+            admin.poll(0)
+            if refusal.reason is not None:
+                msg = f"Kafka does not let this client in: {refusal.reason}"
+                raise RefusedError(msg) from error
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 class NotAcknowledgedError(Exception):
     """Kafka did not acknowledge a record in time, or refused it.
 
     Whether it holds the record is not known: send it again, which is harmless where the key names
     what is replaced.
     """
+
+
+def log_errors(logger: logging.Logger) -> Callable[[KafkaError], None]:
+    """Make an ``error_cb`` that logs what a client says of Kafka, one line a kind and minute."""
+    log = SparingLog(logger)
+    return lambda error: log(f"kafka {error.name()}", f"Kafka: {error}")
 
 
 class AcknowledgedProducer:
@@ -93,7 +148,9 @@ class AcknowledgedProducer:
                 "linger.ms": 5,
                 "partitioner": "murmur2_random",
                 "reconnect.backoff.max.ms": 2000,
+                # Errors come to `error_cb`; librdkafka would also print each one.
                 "log_level": 2,
+                "error_cb": log_errors(logger),
                 **options.properties,
                 "enable.idempotence": True,
                 # What nobody waits for any more shall not arrive later either.

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
-from cassandra import DriverException, OperationTimedOut, RequestValidationException, Timeout
+from cassandra import (
+    AuthenticationFailed,
+    DriverException,
+    OperationTimedOut,
+    RequestValidationException,
+    Timeout,
+)
 from cassandra.cluster import Cluster, NoHostAvailable, ResponseFuture
 from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.protocol import ErrorMessage
@@ -602,7 +608,8 @@ class LazyRecommendationStore:
             except StoreError as error:
                 self._reason = error.detail
                 logger.warning(
-                    "%s is not there, next attempt in %.1f s: %s", self.name, pause, error
+                    "%s is not there, next attempt in %.1f s: %s; cause: %r",
+                    *(self.name, pause, error, error.__cause__),
                 )
             except Exception as error:
                 # A thread that ended here would leave the service without its store for good;
@@ -745,6 +752,17 @@ _DRIVER_ERRORS: Final = (
 )
 
 
+def _why_no_host(error: NoHostAvailable) -> str:
+    """Tell a node that is away from one that does not let us in: waiting mends only the first."""
+    for cause in dict(error.errors or {}).values():
+        if isinstance(cause, AuthenticationFailed):
+            return "it refuses the user name or the password"
+        # The driver raises it anew without the original, as an OSError with its text.
+        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            return "its certificate is not of the authority that was given"
+    return "no node answers"
+
+
 def _raise_mapped(store: str, error: BaseException) -> NoReturn:
     """Raise the store's error for a driver's.
 
@@ -756,5 +774,5 @@ def _raise_mapped(store: str, error: BaseException) -> NoReturn:
     if isinstance(error, (OperationTimedOut, Timeout)):
         raise StoreTimeout(store, "no answer within the time limit") from error
     if isinstance(error, NoHostAvailable):
-        raise StoreUnavailable(store, "no node answers") from error
+        raise StoreUnavailable(store, _why_no_host(error)) from error
     raise StoreUnavailable(store, f"cannot serve ({type(error).__name__})") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
@@ -18,6 +19,9 @@ from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConf
 from udfs.schemas import EVENT_TYPES
 from udfs.trending import TrendingConfig
 from udfs.variants import Experiment, Variant
+
+# Names of Kafka's properties whose values are secrets.
+_SECRET: Final = re.compile(r"password|jaas|secret|ssl\.keystore\.key|ssl\.key\.pem")
 
 
 class OptionError(ValueError):
@@ -48,6 +52,23 @@ def _pair(text: str) -> tuple[str, str]:
         msg = f"{text!r} is not name=value"
         raise argparse.ArgumentTypeError(msg)
     return name, value
+
+
+def _secret(option: str, file: Path) -> str:
+    """Read a secret: the file's text without the line's end that an editor leaves.
+
+    Not from the environment: Flink's client logs all of it (PythonEnvUtils), in application mode
+    in the JobManager's log.
+    """
+    try:
+        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"--{option}: {file} cannot be read: {error}"
+        raise OptionError(msg) from error
+    if not text:
+        msg = f"--{option}: {file} is empty"
+        raise OptionError(msg)
+    return text
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -114,13 +135,13 @@ def parser() -> argparse.ArgumentParser:
         help="further client property (repeatable), such as security.protocol=SASL_SSL",
     )
     group.add_argument(
-        "--kafka-property-env",
+        "--kafka-property-file",
         type=_pair,
         action="append",
         default=[],
-        metavar="NAME=VARIABLE",
-        help="the same with its value in an environment variable of the client: for secrets,"
-        " such as sasl.jaas.config=RECOMMENDER_KAFKA_JAAS",
+        metavar="NAME=FILE",
+        help="the same with its value in a file that the client reads: for secrets, such as"
+        " sasl.jaas.config=/run/secrets/kafka-jaas",
     )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
     add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
@@ -135,10 +156,10 @@ def parser() -> argparse.ArgumentParser:
     add(group, "cassandra-username", str, cassandra.username, "user name")
     add(
         group,
-        "cassandra-password-env",
-        str,
-        "RECOMMENDER_CASSANDRA_PASSWORD",
-        "environment variable of the client that holds the password",
+        "cassandra-password-file",
+        Path,
+        None,
+        "file with the password, which the client reads",
     )
     add(group, "cassandra-ssl-ca-file", str, cassandra.ssl_ca_file, "certificate authority, PEM")
     add(
@@ -316,16 +337,19 @@ def parse(arguments: Sequence[str]) -> JobOptions:
         OptionError: A value is out of its range.
     """
     given = parser().parse_args(arguments)
-    password = os.environ.get(given.cassandra_password_env)
-    if given.cassandra_username is not None and password is None:
-        msg = f"--cassandra-username needs the password in {given.cassandra_password_env}"
+    if (given.cassandra_username is None) != (given.cassandra_password_file is None):
+        msg = "--cassandra-username and --cassandra-password-file: give both or neither"
         raise OptionError(msg)
+    password = None
+    if given.cassandra_password_file is not None:
+        password = _secret("cassandra-password-file", given.cassandra_password_file)
     properties = dict(given.kafka_property)
-    for name, variable in given.kafka_property_env:
-        if variable not in os.environ:
-            msg = f"--kafka-property-env: {name} needs its value in {variable}"
+    for name in properties:
+        if _SECRET.search(name):
+            msg = f"--kafka-property {name}: Flink logs its command line; --kafka-property-file"
             raise OptionError(msg)
-        properties[name] = os.environ[variable]
+    for name, file in given.kafka_property_file:
+        properties[name] = _secret(f"kafka-property-file {name}", Path(file))
     try:
         profile = ProfileConfig(
             weights={**ProfileConfig().weights, **dict(given.weight)},
@@ -344,7 +368,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 keyspace=given.cassandra_keyspace,
                 local_dc=given.cassandra_local_dc,
                 username=given.cassandra_username,
-                password=password if given.cassandra_username is not None else None,
+                password=password,
                 ssl_ca_file=given.cassandra_ssl_ca_file,
                 write_consistency=given.cassandra_consistency,
             ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +129,19 @@ _FAST_START = [
 ]
 
 
+@dataclass(frozen=True)
+class CassandraSecurity:
+    """How a node is reached that does not talk to everybody.
+
+    Attributes:
+        yaml: Further lines of the node's configuration.
+        client: Further arguments of the driver's cluster.
+    """
+
+    yaml: str = field(default="", repr=False)
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
 class CassandraServer(DataServer):
     """The server process, and sessions to it."""
 
@@ -138,10 +153,12 @@ class CassandraServer(DataServer):
         heap: str = "1536m",
         commit_log: CommitLog = "periodic",
         host: str = LOOPBACK,
+        security: CassandraSecurity | None = None,
     ) -> None:
         super().__init__("cassandra", "cassandra.yaml", root, port, heap, host)
         self.storage_port = storage_port
         self.commit_log = commit_log
+        self._security = security or CassandraSecurity()
 
     def _spawn(self) -> None:
         jars = check_jars("cassandra")
@@ -153,6 +170,7 @@ class CassandraServer(DataServer):
                 data=self._data,
                 commit_log=_COMMIT_LOG[self.commit_log],
             )
+            + self._security.yaml
         )
         agent = next(iter(sorted(jars.glob("jamm-*.jar"))))
         self.process.spawn(
@@ -194,7 +212,12 @@ class CassandraServer(DataServer):
             port=self.port,
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             connect_timeout=5,
+            control_connection_timeout=request_timeout,
             protocol_version=5,
+            # Read anew by each cluster, which takes seconds on a busy machine with many keyspaces.
+            schema_metadata_enabled=False,
+            token_metadata_enabled=False,
+            **self._security.client,
         )
 
     def query(self, cql: str, timeout: float = 10.0) -> list[Any]:

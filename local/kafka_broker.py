@@ -6,7 +6,9 @@ import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
@@ -22,8 +24,8 @@ _LOG4J = PROJECT / "local" / "kafka" / "log4j2.properties"
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
+listeners={protocol}://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners={protocol}://{host}:{port}
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@{host}:{controller_port}
 log.dirs={data}
@@ -53,14 +55,36 @@ log.retention.hours=168
 """
 
 
+@dataclass(frozen=True)
+class KafkaSecurity:
+    """How a broker is reached that does not talk to everybody.
+
+    Attributes:
+        protocol: Of the clients' listener, such as SASL_SSL.
+        broker: Further properties of the broker.
+        client: Further librdkafka settings of the clients.
+    """
+
+    protocol: str = "PLAINTEXT"
+    broker: Mapping[str, str] = field(default_factory=dict, repr=False)
+    client: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 class KafkaBroker(DataServer):
     """The broker process and the few things that the stack asks of it."""
 
     def __init__(
-        self, root: Path, port: int, controller_port: int, heap: str = "512m", host: str = LOOPBACK
+        self,
+        root: Path,
+        port: int,
+        controller_port: int,
+        heap: str = "512m",
+        host: str = LOOPBACK,
+        security: KafkaSecurity | None = None,
     ) -> None:
         super().__init__("kafka", "server.properties", root, port, heap, host)
         self.controller_port = controller_port
+        self._security = security or KafkaSecurity()
 
     @property
     def bootstrap(self) -> str:
@@ -92,15 +116,21 @@ class KafkaBroker(DataServer):
             log = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
             raise StackError("kafka", "its data folder cannot be formatted", "see the log", log)
 
+    def _client(self, **settings: Any) -> dict[str, Any]:
+        # The client's own complaints while the broker is down are expected.
+        where = {"bootstrap.servers": self.bootstrap, "log_level": 0}
+        return {**where, **self._security.client, **settings}
+
     def _spawn(self) -> None:
-        self._conf.write_text(
-            _PROPERTIES.format(
-                host=self.host,
-                port=self.port,
-                controller_port=self.controller_port,
-                data=self._data,
-            )
+        properties = _PROPERTIES.format(
+            host=self.host,
+            port=self.port,
+            controller_port=self.controller_port,
+            data=self._data,
+            protocol=self._security.protocol,
         )
+        further = [f"{name}={value}\n" for name, value in self._security.broker.items()]
+        self._conf.write_text(properties + "".join(further))
         self._format()
         self.process.spawn(
             [
@@ -121,8 +151,7 @@ class KafkaBroker(DataServer):
 
     def admin(self) -> AdminClient:
         """A new admin client."""
-        # The client's own complaints while the broker is down are expected.
-        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        return AdminClient(self._client())
 
     def answers(self) -> bool:
         """Whether the broker is registered and answers a metadata request."""
@@ -161,9 +190,7 @@ class KafkaBroker(DataServer):
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The end offset of each partition; empty for a topic that is not there."""
-        consumer = Consumer(
-            {"bootstrap.servers": self.bootstrap, "group.id": "stack-offsets", "log_level": 0}
-        )
+        consumer = Consumer(self._client(**{"group.id": "stack-offsets"}))
         try:
             known = consumer.list_topics(topic, timeout=10).topics[topic]
             if known.error is not None:

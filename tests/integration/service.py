@@ -38,8 +38,10 @@ class Service:
 
 
 @contextmanager
-def serving(stack: Any, folder: Path, **variables: str) -> Iterator[Service]:
-    """Start gunicorn with two workers and ``variables``, and wait until both are ready."""
+def serving(
+    stack: Any, folder: Path, readiness: int = 200, /, **variables: str
+) -> Iterator[Service]:
+    """Start gunicorn with two workers and ``variables``; wait until both say ``readiness``."""
     (port,) = free_ports(1)
     log = folder / "service.log"
     environment = {
@@ -65,7 +67,7 @@ def serving(stack: Any, folder: Path, **variables: str) -> Iterator[Service]:
             answers = [service.ask("GET", "/health/ready").status_code for _ in range(6)]
         except requests.RequestException as error:
             return str(error)
-        return "" if set(answers) == {200} else f"not ready: {answers}"
+        return "" if set(answers) == {readiness} else f"/health/ready answers {answers}"
 
     try:
         eventually(down, 60)

@@ -242,19 +242,25 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test_the_job_understands_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_understands_its_arguments(tmp_path: Path) -> None:
     arguments = DEPLOYMENT["job"]["args"]
     script = arguments.index("-py") + 1
     assert (PROJECT / "job" / "main.py").exists()
     assert arguments[script].endswith("/job/main.py")
-    given = {one["name"] for one in _container()["env"]}
-    for name in given:
-        monkeypatch.setenv(name, f"the value of {name}")
+    container = _container()
+    # Flink logs its environment.
+    assert not any("valueFrom" in one for one in container.get("env", ()))
+    (mounted,) = (one for one in container["volumeMounts"] if one["name"] == "secrets")
+    volumes = DEPLOYMENT["podTemplate"]["spec"]["volumes"]
+    (volume,) = (one for one in volumes if one["name"] == "secrets")
+    for item in volume["secret"]["items"]:
+        (tmp_path / item["path"]).write_text(f"the value of {item['key']}")
+    here = [one.replace(mounted["mountPath"], str(tmp_path)) for one in arguments[script + 1 :]]
 
-    options = parse(arguments[script + 1 :])
+    options = parse(here)
 
-    assert options.cassandra.password == "the value of RECOMMENDER_CASSANDRA_PASSWORD"
-    assert options.kafka.properties["sasl.jaas.config"] == "the value of RECOMMENDER_KAFKA_JAAS"
+    assert options.cassandra.password == "the value of cassandra-password"
+    assert options.kafka.properties["sasl.jaas.config"] == "the value of kafka-jaas"
 
 
 def test_the_service_understands_its_variables(tmp_path: Path) -> None:
@@ -296,9 +302,12 @@ def test_secrets_are_named_and_never_written() -> None:
     service = MANIFESTS["Deployment recommender-api"]["spec"]["template"]["spec"]["containers"][0]
 
     assert not [name for name in MANIFESTS if name.startswith("Secret")]
-    for variable in [*_container()["env"], *service["env"]]:
+    for variable in service["env"]:
         assert variable["valueFrom"]["secretKeyRef"]["name"] == "recommender-secrets"
-    assert not [one for one in DEPLOYMENT["job"]["args"] if "password" in one.lower()]
+    (volume,) = (
+        one for one in DEPLOYMENT["podTemplate"]["spec"]["volumes"] if one["name"] == "secrets"
+    )
+    assert volume["secret"]["secretName"] == "recommender-secrets"
 
 
 def test_pods_are_scraped_where_their_metrics_are() -> None:

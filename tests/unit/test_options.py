@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ R = "recommender.recommend.ranking."
 CASES = [
     ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ("kafka-group", "g", "kafka.group_id", "g"),
-    ("kafka-property", "sasl.jaas.config=a=b", "kafka.properties", {"sasl.jaas.config": "a=b"}),
+    ("kafka-property", "client.rack=a=b", "kafka.properties", {"client.rack": "a=b"}),
     ("experiment", "e", "recommender.recommend.experiment.name", "e"),
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
@@ -68,9 +69,9 @@ CASES = [
 OTHERS = {
     "variant",
     "weight",
-    "kafka-property-env",
+    "kafka-property-file",
     "cassandra-username",
-    "cassandra-password-env",
+    "cassandra-password-file",
     "help",
 }
 
@@ -219,41 +220,45 @@ def test_value_out_of_range_is_named(option: str, text: str) -> None:
     assert named in str(caught.value)
 
 
-def test_password_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECOMMENDER_CASSANDRA_PASSWORD", "hunter2")
-    options = parse(["--cassandra-username", "job"])
-    assert (options.cassandra.username, options.cassandra.password) == ("job", "hunter2")
+def test_password_comes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(" hunter2 \n")
+    arguments = ["--cassandra-username", "job", "--cassandra-password-file", str(file)]
+    options = parse(arguments)
+    assert (options.cassandra.username, options.cassandra.password) == ("job", " hunter2 ")
     assert "hunter2" not in repr(options)
     assert "hunter2" not in str(options)
-    # Without a user it is not taken: the driver would refuse the one without the other.
-    assert parse([]).cassandra.password is None
-
-
-def test_variable_of_the_password_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTHER", "s3cret")
-    monkeypatch.delenv("RECOMMENDER_CASSANDRA_PASSWORD", raising=False)
-    arguments = ["--cassandra-username", "job", "--cassandra-password-env", "OTHER"]
-    assert parse(arguments).cassandra.password == "s3cret"
-    with pytest.raises(OptionError, match="RECOMMENDER_CASSANDRA_PASSWORD"):
-        parse(arguments[:2])
+    for alone in (arguments[:2], arguments[2:]):
+        with pytest.raises(OptionError, match="both or neither"):
+            parse(alone)
+    file.write_text("\n")
+    with pytest.raises(OptionError, match="is empty"):
+        parse(arguments)
+    file.unlink()
+    with pytest.raises(OptionError, match=r"--cassandra-password-file: .* cannot be read"):
+        parse(arguments)
 
 
 def test_no_option_takes_a_password() -> None:
     known = {name for action in parser()._actions for name in action.option_strings}
-    assert [name for name in known if "password" in name] == ["--cassandra-password-env"]
+    assert [name for name in known if "password" in name] == ["--cassandra-password-file"]
 
 
-def test_secrets_of_kafka_are_not_shown() -> None:
-    options = parse(["--kafka-property", "sasl.jaas.config=password='hunter2'"])
+@pytest.mark.parametrize(
+    "name", ["sasl.jaas.config", "ssl.key.password", "ssl.keystore.key", "oauth.client.secret"]
+)
+def test_a_secret_of_kafka_comes_from_a_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("a=hunter2;\n")
+    arguments = ["--kafka-property", "a=1", "--kafka-property-file", f"{name}={file}"]
+
+    options = parse(arguments)
+
+    assert options.kafka.properties == {"a": "1", name: "a=hunter2;"}
     assert "hunter2" not in repr(options)
-
-
-def test_a_secret_of_kafka_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAAS", "a=b;")
-    arguments = ["--kafka-property", "a=1", "--kafka-property-env", "sasl.jaas.config=JAAS"]
-
-    assert parse(arguments).kafka.properties == {"a": "1", "sasl.jaas.config": "a=b;"}
-
-    monkeypatch.delenv("JAAS")
-    with pytest.raises(OptionError, match="needs its value in JAAS"):
+    # Flink logs its command line.
+    with pytest.raises(OptionError, match=rf"{name}: .*--kafka-property-file"):
+        parse(["--kafka-property", f"{name}=a=hunter2;"])
+    file.unlink()
+    with pytest.raises(OptionError, match=rf"{name}: .*cannot be read"):
         parse(arguments)

@@ -104,7 +104,10 @@ class FakeProducer:
 def fake_admin(broker: Broker) -> Any:
     found = SimpleNamespace(topic_id=broker.topic_id, partitions=range(PARTITIONS))
     future = SimpleNamespace(result=lambda: found)
-    return SimpleNamespace(describe_topics=lambda _topics, **_timeout: {"catalogue": future})
+    return SimpleNamespace(
+        list_topics=lambda **_timeout: None,
+        describe_topics=lambda _topics, **_timeout: {"catalogue": future},
+    )
 
 
 @pytest.fixture
