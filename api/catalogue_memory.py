@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from connectors.kafka_client import KafkaClientOptions, log_errors
 from connectors.product_rows import ProductRow
 from udfs.catalogue import Catalogue
+from udfs.index import FloatMatrix
 from udfs.query_encoder import SPACE, encode_query
 from udfs.schemas import (
     SPACE_KEY,
@@ -48,6 +49,21 @@ class Neighbour(NamedTuple):
     score: float
 
 
+class Learned(NamedTuple):
+    """What a product's record holds that a shop does not write, see `job.vectors`.
+
+    ``vector`` is that of the space that is searched, or None where the product has none of its own
+    there. ``title`` is the one that it may have been made of; None where it was learned otherwise.
+    """
+
+    space: str = ""
+    vector: FloatMatrix | None = None
+    title: str | None = None
+    related: dict[str, float] | None = None
+    rebuy_days: float | None = None
+    rebuy_share: float = 0.0
+
+
 class CatalogueMemory:
     """Products by id and their vectors; safe for several threads.
 
@@ -66,12 +82,25 @@ class CatalogueMemory:
         self._left_out: set[str] = set()
         # Changes that were taken since the process began.
         self.changes = 0
-        self.caught_up = False
+        self._caught_up = threading.Event()
         self.rejected = 0
 
     def __len__(self) -> int:
         """Number of products."""
         return len(self._rows)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything was read that was in the topic when reading began."""
+        return self._caught_up.is_set()
+
+    @caught_up.setter
+    def caught_up(self, caught_up: bool) -> None:
+        (self._caught_up.set if caught_up else self._caught_up.clear)()
+
+    def wait_caught_up(self, timeout_s: float) -> bool:
+        """Wait until `caught_up`, at most so many seconds; whether it is."""
+        return self._caught_up.wait(timeout_s)
 
     @property
     def skipped(self) -> int:
@@ -155,6 +184,22 @@ class CatalogueMemory:
         """Give the catalogue with its vectors, to be read; it does not change meanwhile."""
         with self._lock:
             yield self._vectors
+
+    def learned(self, product_id: str) -> Learned:
+        """Return what was learned of a product; of one that is not here, nothing."""
+        with self.vectors() as catalogue:
+            row = self._rows.get(product_id)
+            if row is None:
+                return Learned()
+            facts = catalogue.facts.product(product_id)
+            return Learned(
+                catalogue.space or "",
+                catalogue.own_vector(product_id),
+                row.title if catalogue.space == SPACE else None,
+                facts.related,
+                facts.rebuy_days,
+                facts.rebuy_share,
+            )
 
     def similar(self, product_id: str, limit: int) -> list[Neighbour] | None:
         """Return the nearest products in stock, best first; None for one without a vector."""

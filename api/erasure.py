@@ -64,7 +64,7 @@ def erase(user_id: str) -> Response:
     # Recorded first: what was asked for leaves a trace, whatever happens then.
     parts.store.request_erasure(user_id, now)
     event = EraseEvent(new_event_id(now), user_id, now)
-    send(parts.config.kafka.events_topic, [(user_id, _encoder.encode(event))])
+    send(parts.config.kafka.events_topic, lambda: [(user_id, _encoder.encode(event))])
     return json_response(ErasureState(user_id, "requested", now, None), 202)
 
 

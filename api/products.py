@@ -8,13 +8,14 @@ import msgspec
 from flask import Blueprint, Response
 
 from api import problems
+from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
 from api.operations import Answer, Body, Operation, charge, route
 from api.problems import BodyError, Kind, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, MAX_CATEGORY, UNCHANGED
 from api.responses import cacheable, json_response
 from api.services import services
-from api.writing import WRITE_PROBLEMS, send
+from api.writing import WRITE_PROBLEMS, Records, send
 from connectors.product_rows import ProductRow
 from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
@@ -48,9 +49,11 @@ blueprint = Blueprint("products", __name__)
 class ProductInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A product to be written.
 
-    Without ``embedding`` the service makes one of the title, in the space text64-v1; ``space`` may
-    then be absent or that. With ``embedding`` (numbers, or base64 of little-endian float32),
-    ``space`` must name its space. Unknown fields are refused: a mistyped one would be lost.
+    Without ``embedding`` the vector that the product has stays, unless it is of the title and the
+    title changes; where it has none, or ``space`` is text64-v1, the service makes one of the title.
+    With ``embedding`` (numbers, or base64 of little-endian float32), ``space`` must name its space.
+    What was learned of related products and of buying again always stays. Unknown fields are
+    refused: a mistyped one would be lost.
     """
 
     title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
@@ -144,12 +147,14 @@ def product(product_id: str) -> Response:
 )
 def put_product(product_id: str, body: ProductInput) -> Response:
     """Insert or replace a product; it is in the lists within about a second."""
-    try:
-        value = _record(product_id, body)
-    except RejectedError as error:
-        raise ProblemError(problems.INVALID_BODY, error.detail) from error
-    send(services().config.kafka.catalogue_topic, [(product_id, value)])
-    return json_response(Accepted(1), 202)
+
+    def records() -> Records:
+        try:
+            return [(product_id, _record(product_id, body))]
+        except RejectedError as error:
+            raise ProblemError(problems.INVALID_BODY, error.detail) from error
+
+    return json_response(Accepted(send(_topic(), records)), 202)
 
 
 @route(
@@ -165,8 +170,7 @@ def put_product(product_id: str, body: ProductInput) -> Response:
 )
 def delete_product(product_id: str) -> Response:
     """Delete a product, also one that is not there."""
-    send(services().config.kafka.catalogue_topic, [(product_id, None)])
-    return json_response(Accepted(1), 202)
+    return json_response(Accepted(send(_topic(), lambda: [(product_id, None)])), 202)
 
 
 @route(
@@ -187,20 +191,7 @@ def bulk(body: Bulk) -> Response:
     After a 503 some of them may have been written: send them all again.
     """
     charge("catalogue", len(body.products) - 1)
-    records: list[tuple[str, bytes | None]] = []
-    errors: list[BodyError] = []
-    vectors = _embeddings(body.products)
-    for index, one in enumerate(body.products):
-        try:
-            value = None if one.deleted else _record(one.product_id, one, vectors.get(index))
-            records.append((one.product_id, value))
-        except RejectedError as error:
-            errors.append(BodyError(index, error.detail))
-    if errors:
-        detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
-        raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
-    send(services().config.kafka.catalogue_topic, records)
-    return json_response(Accepted(len(records)), 202)
+    return json_response(Accepted(send(_topic(), lambda: _records(body))), 202)
 
 
 @route(
@@ -242,6 +233,43 @@ def _known(product_id: str) -> ProductRow:
     return row
 
 
+def _topic() -> str:
+    return services().config.kafka.catalogue_topic
+
+
+def _records(body: Bulk) -> Records:
+    records: list[tuple[str, bytes | None]] = []
+    errors: list[BodyError] = []
+    vectors = _embeddings(body.products)
+    for index, one in enumerate(body.products):
+        try:
+            value = None if one.deleted else _record(one.product_id, one, vectors.get(index))
+            records.append((one.product_id, value))
+        except RejectedError as error:
+            errors.append(BodyError(index, error.detail))
+    if errors:
+        detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
+        raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
+    return records
+
+
+def _learned(product_id: str) -> Learned:
+    """What was learned of a product, and has to stand in its new record too.
+
+    The topic keeps a product's newest record alone: what is not in it is forgotten.
+
+    Raises:
+        ProblemError: 503, the catalogue is not read yet.
+    """
+    memory = services().catalogue
+    if memory is None:
+        return Learned()
+    if not memory.wait_caught_up(services().config.write_timeout_seconds):
+        detail = "the catalogue is not read yet"
+        raise ProblemError(problems.STORE_UNAVAILABLE, detail, retry=True, store="kafka")
+    return memory.learned(product_id)
+
+
 def _record(product_id: str, given: ProductInput, embedding: str | None = None) -> bytes:
     """Return the wire form of a product, checked as the job checks it.
 
@@ -250,7 +278,15 @@ def _record(product_id: str, given: ProductInput, embedding: str | None = None) 
     """
     chosen: Any = given.embedding
     space = given.space
-    if chosen is None:
+    learned = _learned(product_id)
+    if (
+        chosen is None
+        and space is None
+        and learned.vector is not None
+        and learned.title in (None, given.title)
+    ):
+        chosen, space = encode_vector(learned.vector), learned.space
+    elif chosen is None:
         if space not in (None, SPACE):
             msg = f"without an embedding the space is {SPACE}"
             raise RejectedError(Reason.INVALID_FIELD, msg)
@@ -263,7 +299,18 @@ def _record(product_id: str, given: ProductInput, embedding: str | None = None) 
         msg = "an embedding needs the space that it is of"
         raise RejectedError(Reason.INVALID_FIELD, msg)
     value = encode_product(
-        Product(product_id, space, chosen, given.title, given.category, given.price, given.in_stock)
+        Product(
+            product_id,
+            space,
+            chosen,
+            given.title,
+            given.category,
+            given.price,
+            given.in_stock,
+            learned.related,
+            learned.rebuy_days,
+            learned.rebuy_share,
+        )
     )
     decode_product(product_id.encode().decode("latin-1"), value)
     return value

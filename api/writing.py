@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from api import problems
@@ -17,10 +17,14 @@ logger = logging.getLogger(__name__)
 WRITE_PROBLEMS: Final = (problems.STORE_UNAVAILABLE, problems.BUSY)
 
 
-def send(topic: str, records: Sequence[tuple[str, bytes | None]]) -> None:
-    """Send records and return when Kafka has them.
+Records = Sequence[tuple[str, bytes | None]]
 
-    No more requests wait at once than leave threads for the reads.
+
+def send(topic: str, make_records: Callable[[], Records]) -> int:
+    """Make records, send them, and return when Kafka has them; how many there are.
+
+    No more requests wait at once, for what the records need or for Kafka, than leave threads for
+    the reads.
 
     Raises:
         ProblemError: 503, as many as may are waiting already, or Kafka has not acknowledged.
@@ -29,10 +33,13 @@ def send(topic: str, records: Sequence[tuple[str, bytes | None]]) -> None:
     if not parts.waiting_writes.acquire(blocking=False):
         raise ProblemError(problems.BUSY, "too many writes are waiting for Kafka", retry=True)
     try:
+        records = make_records()
         parts.records.send(topic, records)
     except NotAcknowledgedError as error:
         logger.warning("request %s: kafka: %s", request_id(), error)
         detail = "kafka has not acknowledged it; it may have been written, send it again"
         raise ProblemError(problems.STORE_UNAVAILABLE, detail, retry=True, store="kafka") from error
+    else:
+        return len(records)
     finally:
         parts.waiting_writes.release()

@@ -169,6 +169,14 @@ class Catalogue:
         """Unit vector (d,) of a product in the active space; None where there is none yet."""
         return self._active_vectors.get(product_id)
 
+    def own_vector(self, product_id: str) -> FloatMatrix | None:
+        """Unit vector (d,) of a product in the active space; None where its text only places it."""
+        vector = self.product_vector(product_id)
+        text = self._vectors.get(self._encoder_space or "", {}).get(product_id)
+        if vector is None or text is None or not self._begins_with_text(self._active or ""):
+            return vector
+        return vector if vector[len(text) :].any() else None
+
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
         if self._encoder is None or self.space is None:

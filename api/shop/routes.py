@@ -10,10 +10,10 @@ from flask import Blueprint, Response, send_from_directory
 
 from api import problems
 from api.catalogue_memory import CatalogueMemory
-from api.operations import Answer, Body, Operation, now_ms, route
+from api.operations import Answer, Operation, now_ms, route
 from api.parameters import MAX_TS, Choice, Text, WholeNumber
 from api.problems import Kind, ProblemError
-from api.products import Accepted, ShownProduct
+from api.products import ShownProduct
 from api.profile import last_events
 from api.recommendations import CACHE_HEADERS, CATEGORY, UNCHANGED
 from api.responses import cacheable, json_response
@@ -21,7 +21,6 @@ from api.services import ShopWindow, services
 from api.shop.projection import ProductMap
 from api.shop.pulse import Sample, State
 from api.shop.shelves import CategorySize, Hit, Match
-from api.writing import WRITE_PROBLEMS, send
 from connectors.product_rows import ProductRow
 from udfs.profile import (
     MAX_QUERY_CHARACTERS,
@@ -31,7 +30,7 @@ from udfs.profile import (
     update_profiles,
 )
 from udfs.query_encoder import encode_query
-from udfs.schemas import Event, encode_product, encode_vector
+from udfs.schemas import Event
 
 _FOLDER: Final = Path(__file__).parent / "page"
 _MIMETYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -98,12 +97,6 @@ class Categories(msgspec.Struct, frozen=True, gc=False):
     """All categories by name."""
 
     categories: list[CategorySize]
-
-
-class Stock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether a product is in stock."""
-
-    in_stock: bool
 
 
 class UserVector(msgspec.Struct, frozen=True, gc=False):
@@ -238,48 +231,6 @@ def categories() -> Response:
     """Answer with all categories and how many products each has."""
     _memory()
     return cacheable(Categories(_window().shelves.categories()), seconds=0)
-
-
-@route(
-    blueprint,
-    "PUT",
-    "/shop/stock/<id:product_id>",
-    Operation(
-        "Take a product out of stock, or bring it back",
-        {202: Answer(Accepted, "Kafka has the change.")},
-        scope="catalogue",
-        body=Body(Stock, max_bytes=1024, meaning="In stock or not."),
-        problems=(problems.NOT_FOUND, CATALOGUE_UNAVAILABLE, *WRITE_PROBLEMS),
-    ),
-)
-def put_stock(product_id: str, body: Stock) -> Response:
-    """Write a product as it is but for its stock.
-
-    PUT /v1/products would need the vector, which no answer has, or make another of the title.
-    """
-    memory = _memory()
-    with memory.vectors() as catalogue:
-        row, space = memory.rows.get(product_id), catalogue.space
-        vector = catalogue.product_vector(product_id)
-        # What it says of other products, and of being bought again.
-        facts = catalogue.facts.product(product_id)
-    if row is None:
-        raise ProblemError(problems.NOT_FOUND, "there is no such product")
-    if space is None or vector is None:
-        detail = "the product has no vector here in the space that is searched"
-        raise ProblemError(CATALOGUE_UNAVAILABLE, detail, retry=True)
-    product = msgspec.structs.replace(
-        facts,
-        space=space,
-        embedding=encode_vector(vector),
-        title=row.title,
-        category=row.category,
-        price=row.price,
-        in_stock=body.in_stock,
-    )
-    value = encode_product(product)
-    send(services().config.kafka.catalogue_topic, [(product_id, value)])
-    return json_response(Accepted(1), 202)
 
 
 @route(

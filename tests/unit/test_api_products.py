@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import threading
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from api.catalogue_memory import CatalogueMemory
+from api.config import ApiConfig
 from api.products import MAX_PRODUCTS
 from tests.unit.api_doubles import NOW, Shop, ids, product
 from tests.unit.test_api_routes import assert_problem
@@ -126,6 +128,93 @@ class TestWrite:
         waiting.release()
         assert put(shop, "p", FULL).status_code == 202
         assert put(shop, "p", FULL).status_code == 202
+
+
+class TestWhatWasLearned:
+    """A shop that changes a price knows nothing of what `make vectors` found out."""
+
+    LEARNED: ClassVar[dict[str, Any]] = {
+        "related": {"b": 1.0, "a": 0.25},
+        "rebuy_days": 30.0,
+        "rebuy_share": 0.5,
+    }
+
+    def shop(self, space: str, vector: Any) -> Shop:
+        memory = CatalogueMemory(5)
+        value = encode_product(
+            Product("a", space, encode_vector(np.array(vector)), "Old", "C", 1.0, **self.LEARNED)
+        )
+        memory.apply(b"a", value, NOW)
+        memory.caught_up = True
+        return Shop(catalogue=memory)
+
+    def sent(self, shop: Shop) -> tuple[Product, Any]:
+        ((_, _, value),) = shop.records.sent
+        assert value is not None
+        found, vector = decode_product("a", value)
+        assert (found.related, found.rebuy_days, found.rebuy_share) == tuple(self.LEARNED.values())
+        return found, vector
+
+    def test_stays_when_a_price_changes(self) -> None:
+        shop = self.shop("learned", [0.6, 0.8])
+        assert put(shop, "a", {"title": "Old", "category": "C", "price": 2.0}).status_code == 202
+        found, vector = self.sent(shop)
+        assert (found.space, found.price) == ("learned", 2.0)
+        np.testing.assert_allclose(vector, [0.6, 0.8], atol=1e-6)
+
+    def test_stays_in_a_bulk(self) -> None:
+        shop = self.shop("learned", [0.6, 0.8])
+        body = {"products": [{"product_id": "a", "title": "New"}]}
+        assert shop.client.post("/v1/products:bulk", json=body).status_code == 202
+        found, _ = self.sent(shop)
+        assert (found.space, found.title) == ("learned", "New")
+
+    def test_vector_of_the_title_follows_the_title(self) -> None:
+        shop = self.shop("text64-v1", encode_texts(["Green Tea"])[0])
+        assert put(shop, "a", {"title": "Wireless Mouse"}).status_code == 202
+        found, vector = self.sent(shop)
+        assert found.space == "text64-v1"
+        np.testing.assert_allclose(vector, encode_texts(["Wireless Mouse"])[0], atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"embedding": [1.0, 0.0], "space": "learned"}, [1.0, 0.0]),
+            ({"space": "text64-v1"}, encode_texts(["Green Tea"])[0]),
+        ],
+    )
+    def test_vector_gives_way_to_one_that_is_given(self, given: Any, expected: Any) -> None:
+        shop = self.shop("learned", [0.6, 0.8])
+        assert put(shop, "a", {"title": "Green Tea", **given}).status_code == 202
+        found, vector = self.sent(shop)
+        assert found.space == given["space"]
+        np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+    def test_vector_stays_with_its_title(self) -> None:
+        # The owner of the catalogue made it of more than the title.
+        vector = encode_texts(["Old thing made of glass"])[0]
+        shop = self.shop("text64-v1", vector)
+        assert put(shop, "a", {"title": "Old", "in_stock": False}).status_code == 202
+        found, stays = self.sent(shop)
+        assert (found.space, found.in_stock) == ("text64-v1", False)
+        np.testing.assert_allclose(stays, vector, atol=1e-6)
+
+    def test_deleted_product_comes_back_with_nothing(self) -> None:
+        shop = self.shop("learned", [0.6, 0.8])
+        memory = shop.app.extensions["recommender"].catalogue
+        memory.apply(b"a", None, NOW)
+        assert put(shop, "a", {"title": "Green Tea"}).status_code == 202
+        ((_, _, value),) = shop.records.sent
+        found, _ = decode_product("a", value or b"")
+        assert (found.space, found.related) == ("text64-v1", None)
+
+    def test_write_waits_until_the_catalogue_is_read(self) -> None:
+        memory = CatalogueMemory(5)
+        shop = Shop(ApiConfig(write_timeout_seconds=1), catalogue=memory)
+        assert_problem(put(shop, "a", FULL), 503, store="kafka")
+        assert not shop.records.sent
+        threading.Timer(0.1, memory._caught_up.set).start()
+        assert put(shop, "a", FULL).status_code == 202
 
 
 class TestBulk:

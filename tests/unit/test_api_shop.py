@@ -1,4 +1,4 @@
-"""The shop window's routes: the page and its policy, shelves and search, stock, map, figures."""
+"""The shop window's routes: the page and its policy, shelves and search, map, figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.test_api_routes import assert_problem
 from udfs.catalogue import Catalogue
 from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
 from udfs.query_encoder import SPACE, encode_texts
-from udfs.schemas import Event, Product, decode_product, encode_product, encode_vector
+from udfs.schemas import Event, Product, encode_product, encode_vector
 
 KEY = "rk_test"
 KEYS = (ApiKey("web", hash_key(KEY), ("read", "ingest")),)
@@ -146,7 +146,7 @@ class TestWhoSeesIt:
             headers = {"Authorization": f"Bearer {KEY}"}
             assert client.get(path, headers=headers).status_code == 200, path
         headers = {"Authorization": f"Bearer {KEY}"}
-        response = client.put("/shop/stock/m1", json={"in_stock": False}, headers=headers)
+        response = client.put("/v1/products/m1", json={"title": "Mouse"}, headers=headers)
         assert response.status_code == 403
 
     def test_settings_come_from_the_environment(self) -> None:
@@ -249,56 +249,6 @@ class TestShelves:
             assert_problem(
                 shop.client.get(path), 503, type="urn:recommender:problem:catalogue-unavailable"
             )
-
-
-class TestStock:
-    def test_all_but_the_stock_stays_as_it_is(self) -> None:
-        shop, memory = stocked()
-        response = shop.client.put("/shop/stock/t2", json={"in_stock": False})
-        assert response.status_code == 202
-        ((topic, key, value),) = shop.records.sent
-        assert (topic, key) == ("catalogue", "t2")
-        assert value is not None
-        product, vector = decode_product("t2", value)
-        assert (product.title, product.category, product.price) == ("Glass Teapot", "TEA", 5.0)
-        assert (product.in_stock, product.space) == (False, SPACE)
-        with memory.vectors() as catalogue:
-            known = catalogue.product_vector("t2")
-        assert known is not None
-        np.testing.assert_allclose(vector, known, atol=1e-6)
-
-    def test_what_is_known_of_being_bought_again_and_with_others_stays(self) -> None:
-        shop, memory = stocked()
-        vector = encode_vector(encode_texts(["Ink"])[0])
-        ink = Product(
-            *("ink", SPACE, vector, "Ink", "PEN"),
-            related={"t1": 0.5, "ink": 0.25},
-            rebuy_days=30.0,
-            rebuy_share=0.5,
-        )
-        memory.apply(b"ink", encode_product(ink), NOW)
-        assert shop.client.put("/shop/stock/ink", json={"in_stock": False}).status_code == 202
-        value = shop.records.sent[0][2]
-        assert value is not None
-        written, _ = decode_product("ink", value)
-        assert (written.related, written.rebuy_days, written.rebuy_share) == (
-            ink.related,
-            ink.rebuy_days,
-            ink.rebuy_share,
-        )
-
-    def test_what_cannot_be_written_is_told(self) -> None:
-        shop, memory = stocked()
-        assert_problem(shop.client.put("/shop/stock/none", json={"in_stock": True}), 404)
-        assert_problem(shop.client.put("/shop/stock/t1", json={"in_stock": "no"}), 400)
-        assert_problem(shop.client.put("/shop/stock/t1", json={}), 400)
-        # Its vector is of a space that is not searched.
-        other = Product("o", "other", [1.0, 0.0], "Other", "TEA")
-        memory.apply(b"o", encode_product(other), NOW)
-        assert_problem(shop.client.put("/shop/stock/o", json={"in_stock": True}), 503)
-        shop.records.away = True
-        assert_problem(shop.client.put("/shop/stock/t1", json={"in_stock": True}), 503)
-        assert shop.records.sent == []
 
 
 class TestUserVector:

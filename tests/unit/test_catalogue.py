@@ -504,6 +504,8 @@ def test_a_product_with_text_alone_has_a_place_in_a_space_that_begins_with_text(
         catalogue.upsert(Product(f"p{number}", "t+b", []), vector)
     changes = dict(catalogue.upsert(Product("fresh", "t", []), WORDS[0]))
     placed = vector_of(catalogue, "fresh")
+    assert catalogue.own_vector("fresh") is None
+    assert catalogue.own_vector("p0") is not None
     np.testing.assert_allclose(placed, [*(WORDS[0] / np.sqrt(2)), 0, 0], atol=1e-7)
     assert catalogue.searchable == 11
     query = np.array([[*WORDS[0], 0, 0]], dtype=np.float32)

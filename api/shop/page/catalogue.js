@@ -171,7 +171,10 @@ async function setStock(product, button) {
   const wanted = !product.in_stock;
   button.setAttribute("aria-checked", String(wanted));
   try {
-    await request("PUT", `/shop/stock/${id(product.product_id)}`, { body: { in_stock: wanted } });
+    const { title, category, price } = product;
+    // Without a vector: the one that the product has stays.
+    const body = { title, category, price, in_stock: wanted };
+    await request("PUT", `/v1/products/${id(product.product_id)}`, { body });
   } catch (error) {
     button.setAttribute("aria-checked", String(product.in_stock));
     toast(`It was not changed: ${error.message}`);
