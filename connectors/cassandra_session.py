@@ -20,7 +20,9 @@ from cassandra.policies import (
 )
 from cassandra.query import tuple_factory
 
+from connectors.cassandra_connection import CONNECTION_CLASS
 from connectors.cassandra_schema import validate_keyspace
+from connectors.fast_reads import ReadProtocolHandler
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +207,7 @@ def connect(options: CassandraOptions, *, role: str) -> tuple[Cluster, Any]:
         port=options.port,
         auth_provider=_auth_provider(options),
         ssl_context=_ssl_context(options),
+        connection_class=CONNECTION_CLASS,
         execution_profiles={
             EXEC_PROFILE_DEFAULT: ExecutionProfile(
                 load_balancing_policy=_policy(options),
@@ -260,6 +263,7 @@ def connect(options: CassandraOptions, *, role: str) -> tuple[Cluster, Any]:
     except BaseException:
         cluster.shutdown()
         raise
+    session.client_protocol_handler = ReadProtocolHandler
     return cluster, session
 
 

@@ -32,6 +32,7 @@ from connectors.cassandra_session import (
     DataCenterError,
     connect,
 )
+from connectors.fast_reads import decode_here
 from connectors.product_rows import ProductRow
 
 logger = logging.getLogger(__name__)
@@ -297,7 +298,7 @@ class CassandraRecommendationStore:
             def prepare(name: str) -> Any:
                 return session.prepare(statement(name, keyspace))
 
-            self._select_list = prepare("select_recommendations")
+            self._select_list = decode_here(prepare("select_recommendations"))
             self._select_events = prepare("select_events")
             self._select_tie = prepare("select_events_of_ts")
             self._select_products = prepare("select_products")

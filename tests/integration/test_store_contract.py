@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from cassandra.protocol import ResultMessage
 from cassandra.query import UNSET_VALUE
 
 from connectors.cassandra_schema import create_schema, day_of, statement
-from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
+from connectors.cassandra_session import READ_PROFILE, WRITE_PROFILE, CassandraOptions, connect
+from connectors.fast_reads import ReadProtocolHandler
 from connectors.product_rows import ProductRow, product_writes
 from connectors.recommendation_store import (
     CassandraRecommendationStore,
@@ -119,3 +121,50 @@ def test_open_connects_and_close_ends_it(session: Any, options: CassandraOptions
     store.close()
     with pytest.raises(StoreUnavailable):
         store.ping()
+
+
+@pytest.fixture
+def table(session: Any) -> Iterator[str]:
+    name = f"{KEYSPACE}.changing"
+    session.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, value blob)")
+    yield name
+    session.execute(f"DROP TABLE {name}")
+
+
+def test_answers_come_without_metadata_and_follow_a_changed_table(
+    session: Any, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[bool] = []
+
+    class Watched(ReadProtocolHandler):
+        @classmethod
+        def decode_message(cls, *given: Any) -> Any:
+            message = ReadProtocolHandler.decode_message(*given)
+            if isinstance(message, ResultMessage):
+                described.append(message.column_metadata is not None)
+            return message
+
+    session.execute(f"INSERT INTO {table} (id, value) VALUES (1, 0x02)")
+    select = session.prepare(f"SELECT * FROM {table} WHERE id = ?")
+    monkeypatch.setattr(session, "client_protocol_handler", Watched)
+
+    assert list(session.execute(select, (1,), execution_profile=READ_PROFILE)) == [(1, b"\x02")]
+    assert described == [False]
+
+    # A column that an answer has and the statement's description has not.
+    session.execute(f"ALTER TABLE {table} ADD added text")
+    session.execute(f"UPDATE {table} SET added = 'x' WHERE id = 1")
+    for _ in range(2):
+        rows = list(session.execute(select, (1,), execution_profile=READ_PROFILE))
+        assert rows == [(1, "x", b"\x02")]
+
+
+def test_more_than_a_socket_takes_at_once_arrives_whole(session: Any, table: str) -> None:
+    insert = session.prepare(f"INSERT INTO {table} (id, value) VALUES (?, ?)")
+    for one in range(3):
+        value = bytes([one]) * (8_000_000 + one)
+
+        session.execute(insert, (one, value), execution_profile=WRITE_PROFILE)
+
+        (row,) = session.execute(f"SELECT value FROM {table} WHERE id = {one}")
+        assert row.value == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ class FailingSession:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def prepare(self, cql: str) -> str:
-        return cql
+    def prepare(self, cql: str) -> Any:
+        return SimpleNamespace(cql=cql, result_metadata=[])
 
     def execute(self, *_: Any, **__: Any) -> Any:
         raise self._error
