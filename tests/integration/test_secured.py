@@ -31,9 +31,13 @@ from connectors.cassandra_session import CassandraOptions, connect
 from connectors.catalogue_publisher import CataloguePublisher, PublishError
 from connectors.dead_letter_tool import main as dead_letter_tool
 from connectors.event_client import EventClient
-from connectors.kafka_client import KafkaClientOptions
+from connectors.kafka_client import (
+    AcknowledgedProducer,
+    KafkaClientOptions,
+    NotAcknowledgedError,
+)
 from local.cassandra_server import CassandraSecurity, CassandraServer
-from local.cli import EVENTS, TOPICS
+from local.cli import CATALOGUE, EVENTS, TOPICS
 from local.kafka_broker import KafkaBroker, KafkaSecurity
 from local.processes import LOOPBACK, Guardian, free_ports
 from tests.integration.helpers import JOB_SETTINGS, clustered_vectors, eventually
@@ -361,18 +365,24 @@ def test_clients_name_a_wrong_password_and_a_wrong_authority(
     with pytest.raises(PublishError, match=_KAFKA_SAYS[wrong]):
         CataloguePublisher(options, tmp_path).publish("c", "s", [])
 
+    caplog.clear()
+    producer = AcknowledgedProducer(options, timeout_s=2)
+    with pytest.raises(NotAcknowledgedError):
+        producer.send(CATALOGUE, [("p", None)])
+    producer.close()
+    assert _KAFKA_SAYS[wrong] in caplog.text
+
     with serving(view, tmp_path, 503, **view.variables) as service:
         stores = service.ask("GET", "/health/ready").json()["stores"]
         assert stores == {"cassandra": f"down: {_CASSANDRA_SAYS[wrong]}"}
 
         def unnamed() -> str:
-            # Who follows the catalogue, who writes it, who sends events.
-            service.ask("PUT", "/v1/products/p", json={"title": "t"})
+            # Who follows the catalogue, and who sends events.
             service.ask("POST", "/v1/events", json=CLICK)
             loggers = {
                 line["logger"] for line in service.lines() if _KAFKA_SAYS[wrong] in line["message"]
             }
-            wanted = {"api.catalogue_memory", "connectors.kafka_client", "connectors.event_client"}
+            wanted = {"api.catalogue_memory", "connectors.event_client"}
             return "" if wanted <= loggers else str(loggers)
 
         eventually(unnamed, 20)
