@@ -39,21 +39,18 @@ else:
             if self.ssl_context is not None:
                 super().push(data)
                 return
-            failed = None
             with self._sending:
                 sent = 0
                 # What waits comes first.
                 if not self.deque:
                     try:
                         sent = self._socket.send(data)
-                    except BlockingIOError:
-                        pass
-                    except OSError as error:
-                        failed = error
-                if failed is None and sent < len(data):
+                    except OSError:
+                        # Full, or broken: the event loop will meet it too, and ends what is broken
+                        # where nobody holds a lock or is in the middle of a request.
+                        sent = 0
+                if sent < len(data):
                     super().push(data[sent:] if sent else data)
-            if failed is not None:
-                self.defunct(failed)
 
         def handle_write(self, *args: Any) -> None:
             """Send what waits; called by the event loop."""

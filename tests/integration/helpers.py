@@ -268,16 +268,19 @@ class Pipeline:
         pipeline = cls(stack, suffix, options, list_length)
         for topic, (count, config) in TOPICS.items():
             stack.kafka.create_topic(pipeline.topics[topic], min(count, partitions), config)
-        options_ = CassandraOptions(
-            hosts=(stack.cassandra.host,), port=stack.cassandra.port, keyspace=pipeline.keyspace
-        )
-        cluster, session = connect(options_, role="test")
+        pipeline.create_tables()
+        return pipeline
+
+    def create_tables(self) -> None:
+        """Make the tables that are not there."""
+        server = self.stack.cassandra
+        options = CassandraOptions(hosts=(server.host,), port=server.port, keyspace=self.keyspace)
+        cluster, session = connect(options, role="test")
         try:
             replication: dict[str, str | int] = {"class": "SimpleStrategy", "replication_factor": 1}
-            create_schema(session, pipeline.keyspace, replication)
+            create_schema(session, self.keyspace, replication)
         finally:
             cluster.shutdown()
-        return pipeline
 
     def __enter__(self) -> Self:
         return self

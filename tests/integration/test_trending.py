@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(240)
 HALF_LIFE_MS = 3_600_000
 WEIGHTS = {"click": 1.0, "add_to_cart": 2.0, "purchase": 3.0}
 LENGTH = 5
+OPTIONS = ("--tick-ms", "200", "--trending-half-life-hours", "1")
 VECTORS = clustered_vectors(12)
 # An id may hold what separates elsewhere.
 NAMES = [*(f"p{number}" for number in range(10)), "comma, 'quote' ü"]
@@ -103,8 +104,7 @@ def mixed_events(round_: int) -> list[Event]:
 
 
 def test_lists_equal_a_recomputation_and_survive_a_stop(stack: Stack) -> None:
-    options = ("--tick-ms", "200", "--trending-half-life-hours", "1")
-    with Pipeline.create(stack, "trending", *options, "--trending-length", str(LENGTH)) as pipeline:
+    with Pipeline.create(stack, "trending", *OPTIONS, "--trending-length", str(LENGTH)) as pipeline:
         old, new = NAMES[:-2], NAMES[-2:]
         upsert(pipeline, *old)
         # The time of first sight is counted in seconds.
@@ -159,3 +159,25 @@ def test_lists_equal_a_recomputation_and_survive_a_stop(stack: Stack) -> None:
                 gone.add(name)
         all_of_them()
         assert saved(pipeline, category_scope("cameras"))[0] == []
+
+
+def test_lists_that_cannot_be_saved_do_not_hold_up_the_recommender(stack: Stack) -> None:
+    with Pipeline.create(stack, "apart", *OPTIONS) as pipeline:
+        upsert(pipeline, *NAMES)
+        pipeline.submit()
+        pipeline.send([click("u1", "p1")])
+        pipeline.wait_saved()
+        eventually(lambda: "" if saved(pipeline, ALL_SCOPE)[0] else pipeline.failures(), 60)
+
+        pipeline.query("DROP TABLE {}.trending")
+        pipeline.send([click("u2", "p2")])
+        eventually(lambda: "" if stack.flink.restarts(pipeline.job) else "no restart", 60)
+        pipeline.send([click("u3", "p3")])
+        pipeline.wait_saved()
+        pipeline.wait_list("u3", lambda found: "p3" in found.product_ids, "p3 is not listed")
+        # Its counter began with the job: the recommender was not restarted.
+        pipeline.wait_metric("events", 3)
+
+        pipeline.create_tables()
+        pipeline.send([click("u4", "p4")])
+        wait_trending(pipeline, ALL_SCOPE, lambda _name: True)
