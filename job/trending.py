@@ -9,7 +9,8 @@ finished lists, one a scope and mini-batch, reach Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from pyflink.datastream import DataStream
@@ -45,6 +46,10 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "table.exec.mini-batch.size": _BATCH_ROWS,
     "table.optimizer.agg-phase-strategy": "AUTO",
 }
+# A join that is put together in batches, and whose task is cancelled before it has opened, ends the
+# whole TaskManager (Flink 2.3: close() of MiniBatchStreamingJoinOperator meets a null). Its inputs
+# are batched before it, so it has little of it.
+_UNBATCHED: Final = {"table.exec.mini-batch.enabled": "false"}
 _TTL: Final = "table.exec.state.ttl"
 
 _EVENT_COLUMNS: Final = "`type` STRING, `ts` BIGINT, `product_id` STRING, `dwell_ms` INT"
@@ -57,6 +62,11 @@ _PRODUCTS_COLUMNS: Final[Mapping[str, str]] = {
     "category": "STRING",
     "in_stock": "BOOLEAN",
     "first_seen": "DOUBLE",
+}
+_SUMS_COLUMNS: Final[Mapping[str, str]] = {
+    "product_id": "STRING NOT NULL",
+    "epoch": "BIGINT NOT NULL",
+    "score": "DOUBLE",
 }
 _TOP_COLUMNS: Final[Mapping[str, str]] = {
     "epoch": "BIGINT",
@@ -185,6 +195,20 @@ def _double(number: float) -> str:
     return f"CAST({number!r} AS DOUBLE)"
 
 
+@contextmanager
+def _set(tables: StreamTableEnvironment, settings: Mapping[str, str]) -> Iterator[None]:
+    """Change the planner's settings for what is translated meanwhile."""
+    config = tables.get_config()
+    before = {name: config.get(name, "") for name in settings}
+    for name, value in settings.items():
+        config.set(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            config.set(name, value)
+
+
 def trending_lists(
     tables: StreamTableEnvironment,
     kafka: KafkaOptions,
@@ -194,15 +218,10 @@ def trending_lists(
     profile: ProfileConfig,
 ) -> DataStream:
     """Make the lists of all scopes, a changelog: rows of ``connectors.trending_sink.row_type``."""
-    settings = tables.get_config()
     decayed = _decayed(config)
     ttl = f"{STATE_HALF_LIVES * config.half_life_ms} ms"
-    before = {name: settings.get(name, "") for name in (*_SETTINGS, _TTL)}
-    for name, value in _SETTINGS.items():
-        settings.set(name, value)
-    try:
-        # The products are translated on their own, with a state that does not expire.
-        settings.set(_TTL, "0 ms")
+    # The products are translated on their own, with a state that does not expire.
+    with _set(tables, {**_SETTINGS, _TTL: "0 ms"}):
         table_source(
             tables,
             kafka,
@@ -223,14 +242,14 @@ def trending_lists(
             products,
             _PRODUCTS.format(source="trending-catalogue"),
             _PRODUCTS_COLUMNS,
-            key="product_id",
+            key=("product_id",),
         )
         newest = tables.sql_query(_NEWEST.format(products=products, no_epoch=NO_EPOCH))
         tables.create_temporary_view("`trending-newest`", newest)
         newest_lists = _lists(
             tables, "trending-newest", config.length, NEWEST_SCOPE, newest_scope("")
         )
-        settings.set(_TTL, ttl)
+    with _set(tables, {**_SETTINGS, _TTL: ttl}):
         events = f"{decayed}-events"
         table_source(
             tables,
@@ -245,7 +264,9 @@ def trending_lists(
                 "scan.startup.mode": "group-offsets",
             },
         )
-        sums = tables.sql_query(
+        _view_of_stream(
+            tables,
+            f"{decayed}-sums",
             _SUMS.format(
                 source=events,
                 weight=weight_sql(profile),
@@ -253,22 +274,24 @@ def trending_lists(
                 epoch_ms=EPOCH_HALF_LIVES * config.half_life_ms,
                 carry_ms=CARRY_HALF_LIVES * config.half_life_ms,
                 max_future_ms=MAX_FUTURE_MS,
-            )
+            ),
+            _SUMS_COLUMNS,
+            key=("product_id", "epoch"),
         )
-        tables.create_temporary_view(f"`{decayed}-sums`", sums)
         scored = tables.sql_query(
             _TRENDING.format(sums=f"{decayed}-sums", products=products, ttl=ttl)
         )
         tables.create_temporary_view(f"`{decayed}`", scored)
         lists = _lists(tables, decayed, config.length, ALL_SCOPE, category_scope(""))
-    finally:
-        for name, value in before.items():
-            settings.set(name, value)
     return lists.union(newest_lists)
 
 
 def _view_of_stream(
-    tables: StreamTableEnvironment, name: str, query: str, columns: Mapping[str, str], key: str = ""
+    tables: StreamTableEnvironment,
+    name: str,
+    query: str,
+    columns: Mapping[str, str],
+    key: Sequence[str] = (),
 ) -> None:
     """Translate a query now, with the present settings, and name what comes out.
 
@@ -279,7 +302,7 @@ def _view_of_stream(
     for column, kind in columns.items():
         schema.column(column, kind)
     if key:
-        schema.primary_key(key)
+        schema.primary_key(*key)
     view = tables.from_changelog_stream(stream, schema.build())
     tables.create_temporary_view(f"`{name}`", view)
 
@@ -287,9 +310,13 @@ def _view_of_stream(
 def _lists(
     tables: StreamTableEnvironment, name: str, length: int, all_scope: str, category_prefix: str
 ) -> DataStream:
-    """Make the lists of the view ``name``: epoch, category, product_id, score."""
+    """Make the lists of the view ``name``: epoch, category, product_id, score.
+
+    The view itself, with its join, is translated with the first sort.
+    """
     top = f"{name}-top"
-    _view_of_stream(tables, top, _TOP.format(scored=name, length=length), _TOP_COLUMNS)
+    with _set(tables, _UNBATCHED):
+        _view_of_stream(tables, top, _TOP.format(scored=name, length=length), _TOP_COLUMNS)
     query = _LISTS.format(
         top=top,
         length=length,

@@ -122,3 +122,17 @@ def test_python_gets_finished_trending_lists_keyed_by_scope(
     }
     assert inputs(with_trending, "trending-sink-21600000") == {"trending-changes": "HASH"}
     assert "trending-sink" in tasks(with_trending)
+
+
+def test_no_join_ends_its_task_manager(with_trending: Any) -> None:
+    from pyflink.java_gateway import get_gateway
+
+    # That of batches does, where its task is cancelled before it has opened (job/trending.py).
+    loader = get_gateway().jvm.Thread.currentThread().getContextClassLoader()
+    names = [
+        node.getOperatorFactory().getStreamOperatorClass(loader).getSimpleName()
+        for node in nodes(with_trending)
+        if node.getOperatorFactory() is not None
+    ]
+    joins = [name for name in names if "Join" in name]
+    assert joins == ["StreamingJoinOperator"]
