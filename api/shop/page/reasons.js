@@ -4,18 +4,15 @@ import { readable } from "./tiles.js";
 
 const SENTENCES = [
   [/^viewed:(.+)$/s, (it, name) => `You looked at ${name(it)}`],
-  [/^(?:bought|purchased):(.+)$/s, (it, name) => `You bought ${name(it)}`],
-  [/^(?:cart|add_to_cart|carted):(.+)$/s, (it, name) => `Goes with ${name(it)} in your cart`],
-  [/^(?:with|together|also_bought):(.+)$/s, (it, name) => `Often chosen together with ${name(it)}`],
-  [/^similar:(.+)$/s, (it, name) => `Similar to ${name(it)}`],
+  [/^bought:(.+)$/s, (it, name) => `You bought ${name(it)}`],
   [/^searched:(.+)$/s, (it) => `You searched for “${it}”`],
-  [/^trending(?: in |:)(.+)$/s, (it) => `Popular now in ${readable(it)}`],
+  [/^profile$/, () => "Close to what you did lately"],
+  [/^trending in (.+)$/s, (it) => `Popular now in ${readable(it)}`],
   [/^trending$/, () => "Popular now"],
-  [/^new(?: in |:)(.+)$/s, (it) => `New in ${readable(it)}`],
-  [/^new(?:est)?$/, () => "New in the shop"],
+  [/^new in (.+)$/s, (it) => `New in ${readable(it)}`],
+  [/^new$/, () => "New in the shop"],
   [/^in the catalogue$/, () => "From the whole shop, to begin with"],
   [/^in (.+)$/s, (it) => `From ${readable(it)}`],
-  [/^(?:vector|profile|nearest)$/, () => "Close to what you did lately"],
   [/^similar$/, () => "Similar"],
 ];
 
@@ -34,8 +31,6 @@ export function sentence(reason, name) {
 
 /** The product that a reason names, if it names one. */
 export function productOf(reason) {
-  const found = /^(?:viewed|bought|purchased|cart|add_to_cart|carted|with|together|also_bought|similar):(.+)$/s.exec(
-    reason,
-  );
+  const found = /^(?:viewed|bought):(.+)$/s.exec(reason);
   return found ? found[1] : null;
 }
