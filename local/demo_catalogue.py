@@ -131,7 +131,13 @@ def publish(bootstrap: str, topic: str = "catalogue") -> int:
     from confluent_kafka import Producer
 
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20}
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "linger.ms": 20,
+            # A broker that has just started is asked again, and not told of.
+            "log_level": 3,
+        }
     )
     everything = messages()
     for key, value in everything:
