@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from api.responses import cacheable, json_response
 from api.services import services
 from api.writing import WRITE_PROBLEMS, Records, send
 from connectors.product_rows import ProductRow
+from udfs.index import FloatMatrix
 from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
     MAX_DIMENSIONS,
@@ -150,7 +152,9 @@ def put_product(product_id: str, body: ProductInput) -> Response:
 
     def records() -> Records:
         try:
-            return [(product_id, _record(product_id, body))]
+            learned = _learned(product_id)
+            vector = _title_vectors([(body, learned)]).get(0)
+            return [(product_id, _record(product_id, body, learned, vector))]
         except RejectedError as error:
             raise ProblemError(problems.INVALID_BODY, error.detail) from error
 
@@ -240,10 +244,15 @@ def _topic() -> str:
 def _records(body: Bulk) -> Records:
     records: list[tuple[str, bytes | None]] = []
     errors: list[BodyError] = []
-    vectors = _embeddings(body.products)
-    for index, one in enumerate(body.products):
+    products = [
+        (one, Learned() if one.deleted else _learned(one.product_id)) for one in body.products
+    ]
+    vectors = _title_vectors(products)
+    for index, (one, learned) in enumerate(products):
         try:
-            value = None if one.deleted else _record(one.product_id, one, vectors.get(index))
+            value = (
+                None if one.deleted else _record(one.product_id, one, learned, vectors.get(index))
+            )
             records.append((one.product_id, value))
         except RejectedError as error:
             errors.append(BodyError(index, error.detail))
@@ -270,7 +279,16 @@ def _learned(product_id: str) -> Learned:
     return memory.learned(product_id)
 
 
-def _record(product_id: str, given: ProductInput, embedding: str | None = None) -> bytes:
+def _kept_vector(given: ProductInput, learned: Learned) -> FloatMatrix | None:
+    """Return the vector of a product if it stays, see `ProductInput`; None: it does not."""
+    if given.embedding is not None or given.space is not None:
+        return None
+    return learned.vector if learned.title in (None, given.title) else None
+
+
+def _record(
+    product_id: str, given: ProductInput, learned: Learned, title_vector: str | None
+) -> bytes:
     """Return the wire form of a product, checked as the job checks it.
 
     Raises:
@@ -278,20 +296,15 @@ def _record(product_id: str, given: ProductInput, embedding: str | None = None) 
     """
     chosen: Any = given.embedding
     space = given.space
-    learned = _learned(product_id)
-    if (
-        chosen is None
-        and space is None
-        and learned.vector is not None
-        and learned.title in (None, given.title)
-    ):
-        chosen, space = encode_vector(learned.vector), learned.space
+    kept = _kept_vector(given, learned)
+    if kept is not None:
+        chosen, space = encode_vector(kept), learned.space
     elif chosen is None:
         if space not in (None, SPACE):
             msg = f"without an embedding the space is {SPACE}"
             raise RejectedError(Reason.INVALID_FIELD, msg)
         space = SPACE
-        chosen = embedding if embedding is not None else _embeddings([given]).get(0)
+        chosen = title_vector
         if chosen is None:
             msg = "the title has no word to make an embedding of; send an embedding"
             raise RejectedError(Reason.INVALID_FIELD, msg)
@@ -316,14 +329,18 @@ def _record(product_id: str, given: ProductInput, embedding: str | None = None) 
     return value
 
 
-def _embeddings(products: list[ProductInput] | list[BulkProduct]) -> dict[int, str]:
-    """Embed the titles of those without an embedding, in one call; what has no word is absent."""
+def _title_vectors(
+    products: Sequence[tuple[ProductInput, Learned]],
+) -> dict[int, str]:
+    """Embed the titles that are to be a product's vector, in one call; no word, no vector."""
     wanted = [
         index
-        for index, one in enumerate(products)
-        if one.embedding is None and not getattr(one, "deleted", False)
+        for index, (one, learned) in enumerate(products)
+        if one.embedding is None
+        and not getattr(one, "deleted", False)
+        and _kept_vector(one, learned) is None
     ]
-    vectors = encode_texts([products[index].title for index in wanted])
+    vectors = encode_texts([products[index][0].title for index in wanted])
     return {
         index: encode_vector(vector)
         for index, vector in zip(wanted, vectors, strict=True)

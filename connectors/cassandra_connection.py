@@ -50,7 +50,7 @@ else:
                         # where nobody holds a lock or is in the middle of a request.
                         sent = 0
                 if sent < len(data):
-                    super().push(data[sent:] if sent else data)
+                    super().push(data[sent:])
 
         def handle_write(self, *args: Any) -> None:
             """Send what waits; called by the event loop."""

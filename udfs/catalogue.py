@@ -175,7 +175,7 @@ class Catalogue:
         text = self._vectors.get(self._encoder_space or "", {}).get(product_id)
         if vector is None or text is None or not self._begins_with_text(self._active or ""):
             return vector
-        return vector if vector[len(text) :].any() else None
+        return None if _is_of_text(vector, text) else vector
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""
@@ -426,7 +426,7 @@ class Catalogue:
             return
         known = vectors.get(product_id)
         length = len(next(iter(vectors.values())))
-        if length < len(text) or (known is not None and known[len(text) :].any()):
+        if length < len(text) or (known is not None and not _is_of_text(known, text)):
             return
         placed = np.zeros(length, dtype=np.float32)
         # As long as the text part of the others, so that a search does not prefer it.
@@ -509,6 +509,11 @@ class Catalogue:
             self.facts.first_seen_ms(product_id),
         )
         return _PRODUCT_PREFIX + product_id, _entry_encoder.encode(entry)
+
+
+def _is_of_text(vector: FloatMatrix, text: FloatMatrix) -> bool:
+    """Tell whether a vector (d,) of a space that begins with text says nothing beyond its text."""
+    return not vector[len(text) :].any()
 
 
 def _read_announced(value: bytes) -> _Announced:
