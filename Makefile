@@ -46,7 +46,7 @@ FLINK_JARS := build/jars/flink/.done
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
 	variants vectors test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline \
-	bench-scale bench-lookup bench-search bench-vectors bench-api bench chaos clean
+	bench-scale bench-soak bench-lookup bench-search bench-vectors bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -191,8 +191,11 @@ evaluate: env ## Lists against the log that follows: make evaluate EVENTS=log.js
 bench-pipeline: env jars ## Events/s of the whole pipeline, and of the two usual alternatives
 	@$(PY) -m benchmarks.pipeline
 
-bench-scale: env jars ## Throughput over users, products and parallelism; memory; soak
+bench-scale: env jars ## Throughput over users, products and parallelism; memory
 	@$(PY) -m benchmarks.scale
+
+bench-soak: env jars ## Memory of a TaskManager over an hour of steady load: make bench-soak ARGS="--minutes 60"
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 bench-lookup: env ## Nearest-neighbour lookups against faiss, hnswlib and usearch
 	@$(PY) -m benchmarks.lookup

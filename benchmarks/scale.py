@@ -1,4 +1,4 @@
-"""Throughput over users, products and parallelism; memory of a TaskManager; a soak; capacity.
+"""Throughput over users, products and parallelism; memory of a TaskManager; capacity.
 
 The capacity table multiplies what was measured here by the events/s asked for. What a single
 machine cannot show (network, replication, many nodes) is said beside it and not guessed.
@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.runner import Bench, BenchmarkError, bench
+from benchmarks.runner import Bench, bench
 from benchmarks.workload import DIMENSIONS, Workload
 
 # Of a core or a node, what is planned to be used: the rest is for peaks and failed machines.
@@ -67,42 +67,6 @@ def one(running: Bench, workload: Workload, parallelism: int, suffix: str) -> di
         "foreign_cpu_share": round(run.foreign_share, 3),
         "cpu_us_per_event": {k: round(v, 1) for k, v in run.cpu_us_per_event.items()},
     }
-
-
-def soak(running: Bench, workload: Workload, parallelism: int) -> list[tuple[int, float]]:
-    """Run a long backlog through and sample the memory of the largest TaskManager.
-
-    Returns:
-        (events so far, MiB), about every half a million events.
-
-    Raises:
-        BenchmarkError: The job failed, or stood still for five minutes.
-    """
-    running.stack.flink.replace_task_managers(older_than=time.time())
-    running.load(workload, "-soak")
-    job = running.submit(running.keyspace("soak"), "-soak", parallelism, {})
-    samples: list[tuple[int, float]] = []
-    done, moved = 0, time.monotonic()
-    while done < workload.events:
-        time.sleep(1)
-        running.check_alive(job)
-        now = running.totals(job)["events"]
-        if now > done:
-            done, moved = now, time.monotonic()
-        elif time.monotonic() - moved > 300:
-            msg = f"the soak stands still at {done:,} events"
-            raise BenchmarkError(msg)
-        if done >= 500_000 * (len(samples) + 1):
-            samples.append((done, memory_mib(running)))
-            print(f"soak: {done:>9,} events, {samples[-1][1]:,.0f} MiB", flush=True)
-    running.stack.flink.cancel(job)
-    return samples
-
-
-def soak_growth(samples: list[tuple[int, float]]) -> float | None:
-    """How much the memory grew after the first million events, as a share; None: too short."""
-    level = [mib for events, mib in samples if events >= 1_000_000]
-    return round(max(level) / level[0] - 1, 3) if level else None
 
 
 def capacity(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -161,12 +125,10 @@ def explain(row: dict[str, Any], plans: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the sizes, the soak and the arithmetic."""
+    """Run the sizes and the arithmetic."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=500_000)
-    parser.add_argument("--soak-events", type=int, default=5_000_000)
-    parser.add_argument("--quick", action="store_true", help="one size, no soak")
-    parser.add_argument("--soak", action="store_true", help="the soak alone")
+    parser.add_argument("--quick", action="store_true", help="one size")
     given = parser.parse_args(arguments)
     base = Workload(events=given.events)
     sizes = [replace(base, users=users) for users in (10_000, 100_000, 1_000_000)]
@@ -174,19 +136,11 @@ def main(arguments: list[str]) -> None:
     if given.quick:
         sizes = [base]
     rows: list[dict[str, Any]] = []
-    samples: list[tuple[int, float]] = []
-    if given.soak:
-        with bench(task_managers=2, task_manager_memory="2600m") as running:
-            samples = soak(running, replace(base, events=given.soak_events), 2)
-        print(json.dumps({"soak_mib": samples, "soak_growth": soak_growth(samples)}))
-        return
     for parallelism in (1, 2):
         with bench(task_managers=parallelism, task_manager_memory="2600m") as running:
             for number, workload in enumerate(sizes):
                 rows.append(one(running, workload, parallelism, f"-{number}"))
                 print(json.dumps(rows[-1]), flush=True)
-            if parallelism == 2 and not given.quick:
-                samples = soak(running, replace(base, events=given.soak_events), parallelism)
     print(f"\n{'users':>10}{'products':>10}{'par.':>6}{'events/s':>10}{'lookups/ev':>12}", end="")
     print(f"{'TM MiB':>8}{'state MiB':>11}")
     for row in rows:
@@ -198,8 +152,7 @@ def main(arguments: list[str]) -> None:
     reference = next(row for row in rows if row["users"] == 100_000 and row["parallelism"] == 2)
     plans = capacity(reference)
     explain(reference, plans)
-    growth = soak_growth(samples)
-    print(json.dumps({"rows": rows, "soak_mib": samples, "soak_growth": growth, "plans": plans}))
+    print(json.dumps({"rows": rows, "plans": plans}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import pytest
 from benchmarks import vectors
 from benchmarks.pipeline import ratio
 from benchmarks.runner import BenchmarkError, Run, Saved, Spent
-from benchmarks.scale import RATES, capacity, soak_growth
+from benchmarks.scale import RATES, capacity
+from benchmarks.soak import Churn, Sample, growth_a_day
 from benchmarks.workload import SPACE, Workload
 from tests.unit.builders import NOW_MS, event
 from udfs.catalogue import Catalogue
@@ -111,10 +112,33 @@ def test_capacity_states_memory_of_state_and_catalogue() -> None:
         assert plan["catalogue_mib_a_task_manager_100k_products"] == pytest.approx(24.4, abs=0.1)
 
 
-def test_soak_growth_looks_at_what_follows_the_first_million() -> None:
-    samples = [(500_000, 100.0), (1_000_000, 200.0), (1_500_000, 210.0), (2_000_000, 205.0)]
-    assert soak_growth(samples) == pytest.approx(0.05)
-    assert soak_growth(samples[:1]) is None
+def test_growth_is_the_slope_behind_the_warm_up() -> None:
+    filling = [Sample(at, 0, 100.0 + at) for at in (0.0, 100.0, 200.0, 300.0)]
+    level = [Sample(at, 0, 600.0 + at / 864) for at in range(400, 1001, 100)]
+    assert growth_a_day([*filling, *level]) == pytest.approx(100.0)
+    assert growth_a_day(level[:2]) is None
+    assert growth_a_day([]) is None
+
+
+def test_churn_deletes_only_what_comes_back() -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.records: list[tuple[str, bytes | None]] = []
+
+        def produce(self, _topic: str, value: bytes | None, key: str) -> None:
+            self.records.append((key, value))
+
+    client = Kept()
+    churn = Churn(SMALL, client, "catalogue")
+    for _ in range(100):
+        churn.change()
+    newest = dict(client.records)
+    deleted = [at for at, (_, value) in enumerate(client.records) if value is None]
+    assert len(deleted) == 20
+    assert all(client.records[at + 1][0] == client.records[at][0] for at in deleted)
+    products = [msgspec.json.decode(value, type=Product) for value in newest.values() if value]
+    assert len(products) == len(newest)
+    assert all(one.in_stock for one in products)
 
 
 def test_vectors_are_judged_by_the_place_of_what_came_next() -> None:
