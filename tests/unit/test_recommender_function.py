@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from udfs.recommender_function import (
 )
 from udfs.schemas import (
     HEARTBEAT_PARTITION,
+    MIN_TIMESTAMP_MS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
@@ -216,7 +218,7 @@ class Harness:
     def send(self, payload: bytes | None, user: str = "u", *, key: str | None = None) -> None:
         self.backend.key = wire_key(user) if key is None else key
         self._offset += 1
-        record = frame_record(payload, Origin(0, self._offset))
+        record = frame_record(payload, Origin(0, self._offset, self.clock.now_ms))
         self._take(self._function.process_element(record, self._context))
         self.backend.key = None
 
@@ -225,11 +227,11 @@ class Harness:
         self.send(event_json(event_id=f"e{number}", **changes), user)
 
     def broadcast(self, key: str, payload: bytes | None, partition: int = 3) -> None:
-        row = Row(key, payload, partition, 17)
+        row = Row(key, payload, partition, 17, self.clock.now_ms)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def heartbeat(self) -> None:
-        row = Row("", None, HEARTBEAT_PARTITION, 0)
+        row = Row("", None, HEARTBEAT_PARTITION, 0, 0)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def _take(self, emitted: Iterator[Any]) -> None:
@@ -590,7 +592,7 @@ def test_clock_that_goes_back_does_not_stop_the_ticks(shop: Harness) -> None:
     shop.event(1)
     shop.advance(100)
     shop.clock.now_ms -= 3_600_000
-    shop.event(2, "b", ts=0)
+    shop.event(2, "b", ts=MIN_TIMESTAMP_MS)
     assert min(at for at, key in shop.backend.timers if key == "b") <= shop.clock.now_ms + 10_000
 
 
@@ -610,7 +612,7 @@ def test_rejected_event_goes_whole_to_the_dead_letters(
     shop.send(payload)
     (letter,) = shop.letters()
     assert letter[:4] == ("events", "u", payload, reason)
-    assert letter.origin == Origin(0, 1)
+    assert letter.origin == Origin(0, 1, shop.clock.now_ms)
     assert shop.backend.lists == {}
     assert shop.backend.timers == set()
     assert shop.count(f"reason.{reason.value}.dead_letters") == 1
@@ -630,6 +632,43 @@ def test_user_id_outside_ascii_is_saved_under_its_own_name(shop: Harness) -> Non
     assert shop.listed() == ["ü漢😀"]
 
 
+def test_the_future_is_judged_by_the_records_time_and_not_by_the_clock(clock: Clock) -> None:
+    shop = Harness(clock, replace(CONFIG, max_future_ms=60_000))
+    payload = event_json(ts=START_MS + 60_000)
+    shop.backend.key = "u"
+    for kafka_ms, letters in ((START_MS - 1, 1), (START_MS, 1), (START_MS - 1, 2)):
+        # A replay a day later is judged as the first time.
+        shop._take(
+            shop._function.process_element(
+                frame_record(payload, Origin(0, 1, kafka_ms)), shop._context
+            )
+        )
+        assert len(shop.letters()) == letters
+        clock.now_ms += 86_400_000
+    assert {one.reason for one in shop.letters()} == {Reason.IN_THE_FUTURE}
+    assert {one.origin for one in shop.letters()} == {Origin(0, 1, START_MS - 1)}
+
+
+def test_the_ids_of_nobody_are_those_of_the_option(clock: Clock) -> None:
+    shop = Harness(clock, replace(CONFIG, placeholder_ids=frozenset({"walk-in"})))
+    shop.event(1, "walk-in")
+    shop.event(2, "guest")
+    assert [one.reason for one in shop.letters()] == [Reason.PLACEHOLDER]
+
+
+def test_a_frame_of_the_first_version_that_waits_in_the_state_is_saved(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(0)
+    # Accepted by a version that took seconds for a time and anybody for a user.
+    old = b"0 7 v " + event_json(event_id="old", ts=1_795_639_289, user_id="guest")
+    shop.backend.lists["guest"] = [old]
+    shop.send(event_json(event_id="e1", type="click", user_id="other", ts=clock.now_ms), "other")
+    shop.backend.key = "guest"
+    touched = shop._function._touch("guest", shop._context, clock.now_ms)
+    assert [one.event.event_id for one in touched.events] == ["old"]
+    shop.backend.key = None
+
+
 @pytest.mark.parametrize("mode", [THREAD_MODE, PROCESS_MODE])
 def test_batches_pass_by_reference_only_within_one_process(
     clock: Clock, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -639,7 +678,7 @@ def test_batches_pass_by_reference_only_within_one_process(
         monkeypatch.setattr(RuntimeContext, "get_index_of_this_subtask", lambda _: 0, raising=False)
     shop = Harness(clock, RecommenderConfig(execution_mode=mode, tick_ms=0))
     shop.backend.key = "u"
-    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0))
+    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0, clock.now_ms))
     (emitted,) = shop._function.process_element(record, shop._context)
     assert isinstance(emitted, BatchReference if mode == THREAD_MODE else SaveBatch)
     if isinstance(emitted, BatchReference):
@@ -658,7 +697,7 @@ def test_one_subtask_alone_reports_a_rejected_product(
     for letter in shop.letters():
         assert letter.topic == "catalogue"
         assert letter.reason is Reason.INVALID_VECTOR
-        assert letter.origin == Origin(3, 17)
+        assert letter.origin == Origin(3, 17, clock.now_ms)
     assert shop.backend.broadcast == {}
 
 
@@ -895,7 +934,7 @@ def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
 def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
     payload = event_json(ts=START_MS)
     shop.send(payload)
-    assert shop.backend.lists == {"u": [b"0 1 v " + payload]}
+    assert shop.backend.lists == {"u": [b"0 1 %d v " % shop.clock.now_ms + payload]}
 
 
 @pytest.mark.parametrize(
