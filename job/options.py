@@ -385,7 +385,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                     ranking=ranking,
                     experiment=Experiment(given.experiment, variants),
                 ),
-                **_same_names(given, RecommenderConfig, "recommend"),
+                **_same_names(given, RecommenderConfig, "recommend", "catalogue_ends"),
             ),
             trending=TrendingConfig(given.trending_half_life_hours, given.trending_length),
             **_same_names(

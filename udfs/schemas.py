@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 EventType = Literal[
-    "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return", "erase"
-]
+    "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return",
+    "erase", "opt_out", "opt_in",
+]  # fmt: skip
 
 ERASE: Final = "erase"
+OPT_OUT: Final = "opt_out"
+OPT_IN: Final = "opt_in"
+# What says something about the user and not about a product; key and user_id are enough.
+CONTROL_TYPES: Final = frozenset({ERASE, OPT_OUT, OPT_IN})
 # What moves a profile; an erase event ends it. A type's place is its code in packed profiles: add
 # at the end only.
 EVENT_TYPES: Final = (
@@ -143,13 +148,14 @@ def _decode(decoder: msgspec.json.Decoder[_Wire], payload: bytes) -> _Wire:
         raise RejectedError(Reason.NOT_JSON, str(error)) from error
 
 
-def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
+def decode_event(key: str, payload: bytes | None, kafka_ms: int) -> Event:
     """Decode and validate one record of the events topic.
 
     Args:
         key: The record key, one character a byte (ISO-8859-1); empty where it is missing.
         payload: The record value.
-        now_ms: The wall clock, epoch milliseconds, against which a future event is judged.
+        kafka_ms: The record's time in Kafka, epoch milliseconds, against which a future event is
+            judged: the same at every replay.
 
     Raises:
         RejectedError: The record must go to the dead letters.
@@ -168,11 +174,11 @@ def decode_event(key: str, payload: bytes | None, now_ms: int) -> Event:
             raise RejectedError(Reason.MISSING_FIELD, "a search needs query")
         if not event.query.strip():
             raise RejectedError(Reason.INVALID_FIELD, "the query is blank")
-    elif event.product_id is None and event.type != ERASE:
+    elif event.product_id is None and event.type not in CONTROL_TYPES:
         raise RejectedError(Reason.MISSING_FIELD, f"a {event.type} needs product_id")
-    if event.ts > now_ms + MAX_FUTURE_MS:
+    if event.ts > kafka_ms + MAX_FUTURE_MS:
         raise RejectedError(
-            Reason.IN_THE_FUTURE, f"ts is {event.ts - now_ms} ms ahead of the clock"
+            Reason.IN_THE_FUTURE, f"ts is {event.ts - kafka_ms} ms ahead of the record's time"
         )
     return event
 
@@ -281,6 +287,8 @@ class Origin(NamedTuple):
 
     partition: int
     offset: int
+    timestamp_ms: int = 0
+    """Time of the record in Kafka, epoch milliseconds; 0 where the frame does not have it."""
 
 
 class PendingEvent(NamedTuple):
@@ -338,6 +346,16 @@ class Erasure(NamedTuple):
     """Time of the oldest event that the job remembers of the user, epoch milliseconds."""
     erased_us: int
     """Not before the newest list of the user, epoch microseconds."""
+    repeated: bool = False
+    """Whether it was carried out before: what a replica brought back since then goes too."""
+
+
+class Objection(NamedTuple):
+    """A user who is to have no profile and no list, while the events stay."""
+
+    user_id: str
+    at_us: int
+    """Not before the newest list of the user, epoch microseconds."""
 
 
 @dataclass
@@ -350,29 +368,43 @@ class SaveBatch:
     erasures: list[Erasure] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
     """Variant of each user of the events; empty where only one setting is in use."""
+    objections: list[Objection] = field(default_factory=list)
+    unresolved: list[tuple[str, float]] = field(default_factory=list)
+    """Products that users touched lately and the catalogue does not know, and how often, the most
+    frequent first; what ``unresolved_scope`` is saved as."""
+    unresolved_scope: str = ""
+    """Under which scope; empty where nothing is to be saved of them."""
     duplicates: int = 0
+    erased: int = 0
+    """Events that were not taken because their user had them erased."""
+    opted_out: int = 0
+    """Events that moved nothing because their user objects."""
     updates: int = 0
     last: bool = True
 
 
 def frame_record(payload: bytes | None, origin: Origin) -> bytes:
-    """Frame a record as the events source does in SQL: ``partition offset kind value``.
+    """Frame a record as the events source does in SQL, v2: ``partition offset time kind value``.
 
-    Kind is ``v``, or ``n`` for a record without a value. It is also the form, v1, in which an
-    event that is not saved yet stands in the keyed state.
+    Kind is ``v``, or ``n`` for a record without a value. It is also the form in which an event
+    that is not saved yet stands in the keyed state. v1 has no time.
     """
     kind = b"n" if payload is None else b"v"
-    return b"%d %d %b %b" % (origin.partition, origin.offset, kind, payload or b"")
+    return b"%d %d %d %b %b" % (*origin, kind, payload or b"")
 
 
 def split_record(record: bytes) -> tuple[bytes | None, Origin]:
-    """Undo :func:`frame_record`.
+    """Undo :func:`frame_record`; reads v1 too, whose third token is the kind.
 
     Raises:
         ValueError: It is not a framed record.
     """
-    partition, offset, kind, payload = record.split(b" ", 3)
-    return (None if kind == b"n" else payload), Origin(int(partition), int(offset))
+    partition, offset, third, rest = record.split(b" ", 3)
+    if third in (b"v", b"n"):
+        return (None if third == b"n" else rest), Origin(int(partition), int(offset))
+    kind, payload = rest.split(b" ", 1)
+    origin = Origin(int(partition), int(offset), int(third))
+    return (None if kind == b"n" else payload), origin
 
 
 class DeadLetter(NamedTuple):
