@@ -1357,7 +1357,7 @@ def test_cycles_are_collected_by_time_under_a_load_without_a_pause(
     monkeypatch.setattr("udfs.memory.gc", SimpleNamespace(collect=collected.append))
     shop._function._collector._last = clock.monotonic()
     for number in range(5000):  # somebody is always in a tick, also where one ends
-        shop.event(number, f"u{number % 7}")
+        shop.event(number, f"u{number % 1500}")
         shop.advance(1)
         assert shop._function._touched
     assert 4 <= len(collected) <= 5
