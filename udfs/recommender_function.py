@@ -64,6 +64,7 @@ from udfs.schemas import (
     decode_product,
     decode_space_notice,
     decode_tombstone,
+    payload_and_time,
     split_record,
 )
 from udfs.unresolved import UnresolvedItems
@@ -245,15 +246,15 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Accept or reject one framed record; an accepted one is durable in the state on return."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
-        payload, origin = split_record(value)
+        payload, kafka_ms = payload_and_time(value)
         try:
-            event = decode_event(key, payload, origin.timestamp_ms or MAX_TIMESTAMP_MS)
+            event = decode_event(key, payload, kafka_ms or MAX_TIMESTAMP_MS)
         except RejectedError as error:
-            yield self._dead_letter(self._config.events_topic, key, payload, origin, error)
+            yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
             return
         if event.type in CONTROL_TYPES:
             if event.type == ERASE:
-                yield from self._erase(key, event, origin, ctx)
+                yield from self._erase(key, event, kafka_ms, ctx)
             elif event.type == OPT_OUT:
                 yield from self._opt_out(key, event)
             else:
@@ -389,13 +390,13 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             yield from self._emit(
                 SaveBatch(unresolved=unresolved, unresolved_scope=self._unresolved_scope)
             )
-        self._collector.collect()
+        self._collector.collect(idle=not self._touched)
 
     def _erase(
         self,
         key: str,
         event: Event,
-        origin: Origin,
+        kafka_ms: int,
         ctx: KeyedBroadcastProcessFunction.ReadOnlyContext,
     ) -> Iterator[SaveBatch | BatchReference]:
         """Forget the user of the current key: state, what is not saved yet, and all rows."""
@@ -406,9 +407,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         known.note_time(event.ts)
         for record in self._pending.get():
             # Not saved yet, or saved before a failure.
-            known.note_time(decode_event(key, split_record(record)[0], MAX_TIMESTAMP_MS).ts)
+            known.note_time(decode_event(key, payload_and_time(record)[0], MAX_TIMESTAMP_MS).ts)
         erased_us = max(time.time_ns() // 1000, known.generation_us + 1)
-        kept = known.erased(event.ts, max(event.ts, origin.timestamp_ms), erased_us)
+        kept = known.erased(event.ts, max(event.ts, kafka_ms), erased_us)
         self._profile.update(kept.pack())
         self._pending.clear()
         for after_ms in ERASE_AGAIN_MS:
@@ -490,7 +491,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         touched = Touched(_user_id(key), self._stored())
         for record in self._pending.get():
             # It was accepted once; a clock that went back must not reject it now.
-            event = decode_event(key, split_record(record)[0], MAX_TIMESTAMP_MS)
+            event = decode_event(key, payload_and_time(record)[0], MAX_TIMESTAMP_MS)
             touched.events.append(PendingEvent(event, record))
             self._pending_count += 1
         self._touched[key] = touched
@@ -567,6 +568,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._profile.update(profile.pack())
         self._pending.clear()
         del self._touched[key]
+        if not self._touched:
+            self._collector.collect(idle=True)
 
     def _schedule_retry(
         self, profile: Profile, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
@@ -627,7 +630,6 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             wanted_ms = longest_ms if self._catching_up else 2 * spent_ms
             self._stretched_ms = min(max(self._config.tick_ms, wanted_ms), longest_ms)
             self._tick_gauge.set(self._stretched_ms)
-        self._collector.collect()
 
     def _load_catalogue(self, ctx: Any) -> None:
         """Read the broadcast state after a restore; it is out of reach while opening."""

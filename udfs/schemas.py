@@ -399,12 +399,19 @@ def split_record(record: bytes) -> tuple[bytes | None, Origin]:
     Raises:
         ValueError: It is not a framed record.
     """
-    partition, offset, third, rest = record.split(b" ", 3)
-    if third in (b"v", b"n"):
-        return (None if third == b"n" else rest), Origin(int(partition), int(offset))
-    kind, payload = rest.split(b" ", 1)
-    origin = Origin(int(partition), int(offset), int(third))
-    return (None if kind == b"n" else payload), origin
+    payload, timestamp_ms = payload_and_time(record)
+    partition, offset, _ = record.split(b" ", 2)
+    return payload, Origin(int(partition), int(offset), timestamp_ms)
+
+
+def payload_and_time(record: bytes) -> tuple[bytes | None, int]:
+    """Read of a framed record what every event needs: its value, and its time in Kafka or 0."""
+    _, _, third, rest = record.split(b" ", 3)
+    if third == b"v":
+        return rest, 0
+    if third == b"n":
+        return None, 0
+    return (rest[2:] if rest[:1] == b"v" else None), int(third)
 
 
 class DeadLetter(NamedTuple):

@@ -1355,20 +1355,28 @@ def test_cycles_are_collected_by_time_under_a_load_without_a_pause(
     collected: list[int] = []
     monkeypatch.setattr("udfs.memory.time", SimpleNamespace(monotonic=clock.monotonic))
     monkeypatch.setattr("udfs.memory.gc", SimpleNamespace(collect=collected.append))
-    shop._function._collector._last = clock.monotonic()
-    for number in range(5000):  # somebody is always in a tick, also where one ends
-        shop.event(number, f"u{number % 1500}")
-        shop.advance(1)
+    collector = shop._function._collector
+    collector._last = collector._last_full = clock.monotonic()
+    for number in range(8000):  # somebody is always in a tick, also where one ends
+        shop.event(number, f"u{number % 1000}")
+        shop.advance(5)
         assert shop._function._touched
-    assert 4 <= len(collected) <= 5
-    # And while products alone come.
+        if number % 50 == 0:
+            shop.heartbeat()
+    assert len(collected) == 3
+    # Where there is a pause, and while products alone come: each second.
+    shop.advance(2000)
     collected.clear()
     for _ in range(40):
         shop.product(1)
         shop.heartbeat()
-        shop.clock.now_ms += 250
+        clock.now_ms += 250
     assert 9 <= len(collected) <= 10
     assert set(collected) == {1}
+    # Now and then all that there is, however long the job was idle.
+    clock.now_ms += 600_000
+    shop.heartbeat()
+    assert collected[-1] == 2
 
 
 def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
