@@ -13,7 +13,7 @@ from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
 from api.operations import Answer, Body, Operation, charge, route
 from api.problems import BodyError, Kind, ProblemError
-from api.recommendations import CACHE_HEADERS, LIMIT, MAX_CATEGORY, UNCHANGED
+from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
 from api.services import services
 from api.writing import WRITE_PROBLEMS, Records, send
@@ -21,7 +21,10 @@ from connectors.product_rows import ProductRow
 from udfs.index import FloatMatrix
 from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
+    MAX_CATEGORY_BYTES,
     MAX_DIMENSIONS,
+    MAX_PRODUCT_BYTES,
+    MAX_TITLE_BYTES,
     Identifier,
     Product,
     Reason,
@@ -31,10 +34,7 @@ from udfs.schemas import (
     encode_vector,
 )
 
-MAX_TITLE: Final = 1000
 MAX_PRODUCTS: Final = 500
-# Kafka's own limit of a record is a megabyte; a vector of 8,192 numbers takes 160 KB.
-MAX_PRODUCT_BYTES: Final = 512 * 1024
 MAX_BULK_BYTES: Final = 8 * 1024 * 1024
 # More candidates than asked for: some may have gone out of stock a moment ago.
 _SPARE: Final = 10
@@ -58,8 +58,8 @@ class ProductInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: a mistyped one would be lost.
     """
 
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
-    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY)] = ""
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)]
+    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_BYTES)] = ""
     price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
     in_stock: bool = True
     embedding: (
@@ -74,7 +74,7 @@ class BulkProduct(ProductInput, frozen=True, forbid_unknown_fields=True, kw_only
     """A product of a bulk; ``deleted`` removes it, and then nothing else but its id is needed."""
 
     product_id: Identifier
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)] = ""
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] = ""
     deleted: bool = False
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from udfs.catalogue import Catalogue
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.ranking import RankedList, RankingConfig, rank
-from udfs.schemas import Event, PendingEvent, SaveBatch, SavedList, payload_and_time
+from udfs.schemas import Event, PendingEvent, SaveBatch, SavedList, record_value
 from udfs.variants import Experiment
 
 # Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
@@ -116,7 +116,7 @@ def _moving(user: Touched, profile: Profile, batch: SaveBatch) -> list[Event]:
         kept = [
             pending
             for pending in user.events
-            if not profile.is_erased(pending.event.ts, payload_and_time(pending.record)[1])
+            if not profile.is_erased(pending.event.ts, record_value(pending.record)[1])
         ]
         batch.erased += len(user.events) - len(kept)
         user.events = kept

@@ -45,9 +45,10 @@ from udfs.schemas import (
     ERASE,
     HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
-    MAX_TIMESTAMP_MS,
+    MAX_FUTURE_MS,
     MS_A_DAY,
     OPT_OUT,
+    PLACEHOLDER_IDS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
@@ -60,11 +61,12 @@ from udfs.schemas import (
     Reason,
     RejectedError,
     SaveBatch,
+    decode_accepted_event,
     decode_event,
     decode_product,
     decode_space_notice,
     decode_tombstone,
-    payload_and_time,
+    record_value,
     split_record,
 )
 from udfs.unresolved import UnresolvedItems
@@ -131,9 +133,16 @@ class RecommenderConfig:
     """Named in dead letters."""
     catalogue_topic: str = "catalogue"
     """Named in dead letters."""
+    max_future_ms: int = MAX_FUTURE_MS
+    """How far an event's time may lie ahead of its record's Kafka time, milliseconds."""
+    placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
+    """User ids that stand for users that are not known; their events are refused."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
+        if self.max_future_ms < 0:
+            msg = f"max_future_ms must not be negative, but is {self.max_future_ms}"
+            raise ValueError(msg)
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"
             raise ValueError(msg)
@@ -163,7 +172,7 @@ def catalogue_descriptor() -> MapStateDescriptor:
 class RecommenderFunction(KeyedBroadcastProcessFunction):
     """Takes framed records by user (:func:`udfs.schemas.frame_record`).
 
-    Broadcasts Row(key, value, partition, offset), and heartbeats in between, rows of
+    Broadcasts Row(key, value, partition, offset, time), and heartbeats in between, rows of
     ``HEARTBEAT_PARTITION``: a broadcast element can set no timer, and the last of many changed
     products must be saved too.
 
@@ -246,9 +255,15 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Accept or reject one framed record; an accepted one is durable in the state on return."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
-        payload, kafka_ms = payload_and_time(value)
+        payload, kafka_ms = record_value(value)
         try:
-            event = decode_event(key, payload, kafka_ms or MAX_TIMESTAMP_MS)
+            event = decode_event(
+                key,
+                payload,
+                kafka_ms,
+                self._config.placeholder_ids,
+                self._config.max_future_ms,
+            )
         except RejectedError as error:
             yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
             return
@@ -337,7 +352,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             # Every subtask sees every product; one of them speaks for all.
             if self._reports_catalogue:
                 topic = self._config.catalogue_topic
-                origin = Origin(value[2], value[3])
+                origin = Origin(value[2], value[3], value[4])
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
         for state_key, entry in changes:
@@ -407,9 +422,12 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         known.note_time(event.ts)
         for record in self._pending.get():
             # Not saved yet, or saved before a failure.
-            known.note_time(decode_event(key, payload_and_time(record)[0], MAX_TIMESTAMP_MS).ts)
-        erased_us = max(time.time_ns() // 1000, known.generation_us + 1)
-        kept = known.erased(event.ts, max(event.ts, kafka_ms), erased_us)
+            known.note_time(decode_accepted_event(record_value(record)[0]).ts)
+        now_us = time.time_ns() // 1000
+        erased_us = max(now_us, known.generation_us + 1)
+        # A request whose clock is far ahead must not keep the user out until then.
+        latest_ms = now_us // 1000 + self._config.max_future_ms
+        kept = known.erased(event.ts, min(max(event.ts, kafka_ms), latest_ms), erased_us)
         self._profile.update(kept.pack())
         self._pending.clear()
         for after_ms in ERASE_AGAIN_MS:
@@ -490,8 +508,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Take the user of the current key into this tick, with what a restore left pending."""
         touched = Touched(_user_id(key), self._stored())
         for record in self._pending.get():
-            # It was accepted once; a clock that went back must not reject it now.
-            event = decode_event(key, payload_and_time(record)[0], MAX_TIMESTAMP_MS)
+            # It was accepted once, perhaps by a version that accepted more.
+            event = decode_accepted_event(record_value(record)[0])
             touched.events.append(PendingEvent(event, record))
             self._pending_count += 1
         self._touched[key] = touched

@@ -13,7 +13,7 @@ from api.erasure import ERASE
 from api.events import MAX_BYTES, MAX_EVENTS, ShopEventType
 from tests.unit.api_doubles import Shop
 from tests.unit.test_api_routes import assert_problem
-from udfs.schemas import EVENT_TYPES
+from udfs.schemas import EVENT_TYPES, MIN_TIMESTAMP_MS
 
 CLICK = {"user_id": "u", "type": "click", "product_id": "p"}
 
@@ -35,13 +35,13 @@ def test_one_event_gets_an_id_and_a_time() -> None:
 
 def test_given_id_and_time_are_kept_and_the_order_too() -> None:
     shop = Shop()
-    given = [{**CLICK, "event_id": f"e{n}", "ts": 1000 + n} for n in range(3)]
+    given = [{**CLICK, "event_id": f"e{n}", "ts": MIN_TIMESTAMP_MS + n} for n in range(3)]
     response = post(shop, given)
     assert json.loads(response.data)["event_ids"] == ["e0", "e1", "e2"]
     assert [(one.event_id, one.ts) for one in shop.events.taken] == [
-        ("e0", 1000),
-        ("e1", 1001),
-        ("e2", 1002),
+        ("e0", MIN_TIMESTAMP_MS),
+        ("e1", MIN_TIMESTAMP_MS + 1),
+        ("e2", MIN_TIMESTAMP_MS + 2),
     ]
 
 

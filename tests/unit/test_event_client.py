@@ -26,6 +26,8 @@ from udfs.schemas import (
     MAX_EVENT_BYTES,
     MAX_FUTURE_MS,
     MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
+    PLACEHOLDER_IDS,
     Event,
     Reason,
     RejectedError,
@@ -63,14 +65,16 @@ def test_event_ids_sort_by_time(at_ms: int, later: int) -> None:
     assert new_event_id(at_ms) != new_event_id(at_ms)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128).filter(
+    lambda text: not text.startswith("\0") and text.strip().lower() not in PLACEHOLDER_IDS
+)
 
 
 @given(
     user_id=texts,
     kind=st.sampled_from([one for one in EVENT_TYPES if one != "search"]),
     product_id=texts,
-    ts=st.integers(0, NOW + MAX_FUTURE_MS),
+    ts=st.integers(MIN_TIMESTAMP_MS, NOW + MAX_FUTURE_MS),
     dwell_ms=st.none() | st.integers(0, 2**31 - 1),
 )
 def test_what_is_sent_is_what_the_job_reads(

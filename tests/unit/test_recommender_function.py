@@ -36,6 +36,7 @@ from udfs.recommender_function import (
 )
 from udfs.schemas import (
     HEARTBEAT_PARTITION,
+    MIN_TIMESTAMP_MS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
@@ -263,11 +264,11 @@ class Harness:
     def broadcast(
         self, key: str, payload: bytes | None, partition: int = 3, offset: int = 17
     ) -> None:
-        row = Row(key, payload, partition, offset)
+        row = Row(key, payload, partition, offset, self.clock.now_ms)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def heartbeat(self) -> None:
-        row = Row("", None, HEARTBEAT_PARTITION, 0)
+        row = Row("", None, HEARTBEAT_PARTITION, 0, 0)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def _take(self, emitted: Iterator[Any]) -> None:
@@ -633,7 +634,7 @@ def test_clock_that_goes_back_does_not_stop_the_ticks(shop: Harness) -> None:
     shop.event(1)
     shop.advance(100)
     shop.clock.now_ms -= 3_600_000
-    shop.event(2, "b", ts=0)
+    shop.event(2, "b", ts=MIN_TIMESTAMP_MS)
     assert min(at for at, key in shop.backend.timers if key == "b") <= shop.clock.now_ms + 10_000
 
 
@@ -682,7 +683,7 @@ def test_batches_pass_by_reference_only_within_one_process(
         monkeypatch.setattr(RuntimeContext, "get_index_of_this_subtask", lambda _: 0, raising=False)
     shop = Harness(clock, RecommenderConfig(execution_mode=mode, tick_ms=0))
     shop.backend.key = "u"
-    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0))
+    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0, clock.now_ms))
     (emitted,) = shop._function.process_element(record, shop._context)
     assert isinstance(emitted, BatchReference if mode == THREAD_MODE else SaveBatch)
     if isinstance(emitted, BatchReference):
@@ -702,7 +703,7 @@ def test_one_subtask_alone_reports_a_rejected_product(
     for letter in shop.letters():
         assert letter.topic == "catalogue"
         assert letter.reason is Reason.INVALID_VECTOR
-        assert letter.origin == Origin(3, 17)
+        assert letter.origin == Origin(3, 17, clock.now_ms)
     assert shop.backend.broadcast == before
 
 
@@ -968,6 +969,22 @@ def test_a_request_that_was_long_on_its_way_erases_up_to_its_record(shop: Harnes
     shop.advance(1001)
     assert shop.saved() == []
     assert shop.erasures()[0].requested_ms == START_MS - 60_000
+
+
+def test_a_request_from_the_future_does_not_keep_the_user_out_for_ever(shop: Harness) -> None:
+    year_ms = 365 * 86_400_000
+    shop.send(
+        event_json(event_id="gone", type="erase", product_id=None, ts=START_MS + year_ms),
+        kafka_ms=START_MS + year_ms,
+    )
+    # Nor one without a record's time.
+    payload = event_json(user_id="v", type="erase", product_id=None, ts=START_MS)
+    shop.deliver(b"0 5 v " + payload, "v")
+    shop.advance(301_000)
+    shop.event(1)
+    shop.event(2, "v")
+    shop.advance(1001)
+    assert sorted(shop.saved()) == ["e1", "e2"]
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
