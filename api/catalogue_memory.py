@@ -24,7 +24,7 @@ from connectors.kafka_client import KafkaClientOptions, log_errors
 from connectors.product_rows import ProductRow
 from udfs.catalogue import Catalogue
 from udfs.index import FloatMatrix
-from udfs.query_encoder import SPACE, encode_query
+from udfs.query_encoder import DIMENSIONS, SPACE, encode_query
 from udfs.schemas import (
     SPACE_KEY,
     RejectedError,
@@ -78,7 +78,9 @@ class CatalogueMemory:
         self._lock = threading.Lock()
         self._rows: dict[str, ProductRow] = {}
         # The encoder is that of the job; only the shop window asks for the vector of a text.
-        self._vectors = Catalogue(encoder=encode_query, encoder_space=SPACE)
+        self._vectors = Catalogue(
+            encoder=encode_query, encoder_space=SPACE, encoder_dimensions=DIMENSIONS
+        )
         self._left_out: set[str] = set()
         # Changes that were taken since the process began.
         self.changes = 0

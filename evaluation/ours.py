@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evaluation.files import DataError, FileProduct, Log
 from evaluation.protocol import Items, Prediction, Training, Walk
 from udfs.catalogue import Catalogue
-from udfs.query_encoder import SPACE, encode_products, encode_query
+from udfs.query_encoder import DIMENSIONS, SPACE, encode_products, encode_query
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
 from udfs.schemas import PendingEvent, Product, RejectedError, SavedList, decode_vector
 from udfs.vectors import Interactions, Source, VectorsConfig, learn
@@ -130,7 +130,7 @@ def _interactions(log: Log, training: Training) -> Interactions:
 
 def fill_catalogue(stock: Stock) -> Catalogue:
     """Make the job's catalogue of the products that may be recommended."""
-    catalogue = Catalogue(encoder=encode_query, encoder_space=SPACE)
+    catalogue = Catalogue(encoder=encode_query, encoder_space=SPACE, encoder_dimensions=DIMENSIONS)
     for product, vector in zip(stock.products, stock.vectors, strict=True):
         catalogue.upsert(product, vector)
     return catalogue

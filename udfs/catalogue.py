@@ -30,6 +30,8 @@ StateChange = tuple[str, bytes | None]
 
 # Searches whose matches are kept as slots.
 _REMEMBERED_MATCHES: Final = 1000
+# Slots and categories are cleared of what is gone when there are twice as many as then, and these.
+_LEAST_NUMBERED: Final = 4096
 
 VERSION: Final = 3
 _READABLE: Final = (1, 2, 3)
@@ -109,6 +111,7 @@ class Catalogue:
         *,
         encoder: QueryEncoder | None = None,
         encoder_space: str | None = None,
+        encoder_dimensions: int = 0,
         switch_share: float = 0.9,
         dimensions: int = 0,
     ) -> None:
@@ -118,6 +121,8 @@ class Catalogue:
             encoder: Embeds a search query; None where searches shall move nobody.
             encoder_space: The space in which ``encoder`` has a meaning; it also has one in each
                 whose name begins with this and a plus sign: there its vectors are the first part.
+            encoder_dimensions: Length of its vectors, which those of its spaces must have, or in
+                the longer ones at least; 0: any.
             switch_share: Share of the active space's products that a new space needs, 0 to 1.
             dimensions: The vector length that every product must have; 0: a space's first product
                 decides for that space.
@@ -127,9 +132,14 @@ class Catalogue:
             raise ValueError(msg)
         self._encoder = encoder
         self._encoder_space = encoder_space
+        self._encoder_dimensions = encoder_dimensions
         self._switch_share = switch_share
         self._required_dimensions = dimensions
         self._vectors: dict[str, dict[str, FloatMatrix]] = {}
+        # Of each space that has a product. The first of a dict is no place to ask: where many
+        # were deleted from its front, each look walks over all of them.
+        self._lengths: dict[str, int] = {}
+        self._most_numbered = _LEAST_NUMBERED
         self._details: dict[str, ProductDetails] = {}
         self.slots = SlotTable()
         """Numbers the products for boosts and facts."""
@@ -163,7 +173,7 @@ class Catalogue:
     @property
     def dimensions(self) -> int:
         """Vector length of the active space; 0 while there is none."""
-        return len(next(iter(self._active_vectors.values()))) if self._active_vectors else 0
+        return self._lengths.get(self._active or "", 0)
 
     def product_vector(self, product_id: str) -> FloatMatrix | None:
         """Unit vector (d,) of a product in the active space; None where there is none yet."""
@@ -181,13 +191,15 @@ class Catalogue:
         """Unit vector (d,) of a search; None where it has none in the active space."""
         if self._encoder is None or self.space is None:
             return None
-        if self.space == self._encoder_space:
-            return self._encoder(query)
-        if not self._begins_with_text(self.space):
+        is_text = self.space == self._encoder_space
+        if not is_text and not self._begins_with_text(self.space):
             return None
         vector = self._encoder(query)
+        # A state of earlier days may hold a space of another length than its name says.
         if vector is None or len(vector) > self.dimensions:
             return None
+        if is_text:
+            return vector if len(vector) == self.dimensions else None
         filled = np.zeros(self.dimensions, dtype=np.float32)
         filled[: len(vector)] = vector
         return filled
@@ -277,15 +289,9 @@ class Catalogue:
             RejectedError: The vector has another length than its space.
         """
         product_id, space = product.product_id, product.space
-        peers = self._vectors.get(space)
-        expected = self._required_dimensions
-        if not expected and peers:
-            expected = len(next(iter(peers.values())))
-        if expected and len(vector) != expected:
-            raise RejectedError(
-                Reason.WRONG_LENGTH, f"{len(vector)} dimensions in a space of {expected}: {space}"
-            )
+        self._check_length(space, len(vector))
         self._vectors.setdefault(space, {})[product_id] = vector
+        self._lengths[space] = len(vector)
         self._set_details(
             product_id,
             ProductDetails(
@@ -295,6 +301,8 @@ class Catalogue:
             changes,
         )
         self.facts.put(product, changed_us // 1000)
+        if len(self.slots) + self.facts.category_count > self._most_numbered:
+            self._renumber()
         if self._should_switch(space):
             return list(self._switch(space, changed_us, changes))
         if space == self._encoder_space and self._active is not None:
@@ -316,8 +324,10 @@ class Catalogue:
         self.facts.remove(product_id)
         for space, vectors in list(self._vectors.items()):
             vectors.pop(product_id, None)
-            if not vectors and space != self._active:
-                del self._vectors[space]
+            if not vectors:
+                self._lengths.pop(space, None)
+                if space != self._active:
+                    del self._vectors[space]
         self._lexical.remove(product_id)
         if self._index is not None:
             self._index.remove(product_id)
@@ -398,7 +408,10 @@ class Catalogue:
             self.facts.put(_product_of(product_id, entry), entry.first_seen_ms)
             for space, raw in entry.vectors.items():
                 vector = np.frombuffer(raw, dtype="<f4")
+                if not self._can_hold_text(space, len(vector)):
+                    continue  # of the days when any length was accepted; the product waits
                 self._vectors.setdefault(space, {})[product_id] = vector
+                self._lengths[space] = len(vector)
         if active is not None:
             self._activate(active)
 
@@ -413,6 +426,44 @@ class Catalogue:
         needed = self._switch_share * len(self._active_vectors)
         return len(self._vectors[space]) >= max(1.0, needed)
 
+    def _check_length(self, space: str, length: int) -> None:
+        """Refuse a vector of another length than its space has, or must have.
+
+        Raises:
+            RejectedError: With the length that it must have.
+        """
+        known = self._lengths.get(space, length)
+        if length != (self._required_dimensions or known) or length != known:
+            expected = self._required_dimensions or known
+            detail = f"{length} dimensions in a space of {expected}: {space}"
+        elif not self._can_hold_text(space, length):
+            detail = f"{length} dimensions, the texts have {self._encoder_dimensions}: {space}"
+        else:
+            return
+        raise RejectedError(Reason.WRONG_LENGTH, detail)
+
+    def _can_hold_text(self, space: str, length: int) -> bool:
+        """Tell whether vectors of a length can be of a space that is the texts', or begins so."""
+        texts = self._encoder_dimensions
+        if not texts:
+            return True
+        if space == self._encoder_space:
+            return length == texts
+        return length >= texts or not self._begins_with_text(space)
+
+    def _renumber(self) -> None:
+        """Drop the slots and categories of products that are gone and that no other names."""
+        kept = np.zeros(len(self.slots), dtype=bool)
+        kept[self.slots.find(self._details)] = True
+        self.facts.mark_related(kept)
+        renumbered = self.slots.keep(kept)
+        self.facts.renumber(renumbered)
+        if self._index is not None:
+            self._index.renumber(renumbered)
+        self._matches.clear()
+        numbered = len(self.slots) + self.facts.category_count
+        self._most_numbered = max(_LEAST_NUMBERED, 2 * numbered)
+
     def _begins_with_text(self, space: str) -> bool:
         return self._encoder_space is not None and space.startswith(f"{self._encoder_space}+")
 
@@ -425,7 +476,7 @@ class Catalogue:
         if not self._begins_with_text(space) or not vectors:
             return
         known = vectors.get(product_id)
-        length = len(next(iter(vectors.values())))
+        length = self._lengths[space]
         if length < len(text) or (known is not None and not _is_of_text(known, text)):
             return
         placed = np.zeros(length, dtype=np.float32)
@@ -447,9 +498,11 @@ class Catalogue:
         changed_us: int,
         changes: list[ProductChange] | None,
     ) -> None:
-        old = self._details.pop(product_id, None)
+        old = self._details.get(product_id)
         if new is not None:
             self._details[product_id] = new
+        else:
+            self._details.pop(product_id, None)
         if changes is not None:
             changes.append(ProductChange(old, new, changed_us))
 
@@ -460,6 +513,7 @@ class Catalogue:
             self._place_by_text(product_id, text, space)
         stale = {product for vectors in self._vectors.values() for product in vectors}
         self._vectors = {space: self._vectors[space]}
+        self._lengths = {space: self._lengths[space]}
         for product_id in stale - self._vectors[space].keys():
             # It has no vector in the space that is searched now.
             self.facts.remove(product_id)

@@ -18,6 +18,8 @@ Floats = NDArray[np.float32]
 Slots = NDArray[np.int32]
 
 NOWHERE: Final = -1
+# Rows of the related products that are walked at once, so that masks stay small.
+_ROWS_AT_ONCE: Final = 65_536
 
 
 class ProductFacts:
@@ -45,6 +47,11 @@ class ProductFacts:
     def width(self) -> int:
         """Length of the longest list of related products so far; 0 where there was none."""
         return int(self._related.shape[1])
+
+    @property
+    def category_count(self) -> int:
+        """Number of categories so far, those included that no product has any more."""
+        return len(self._category_names)
 
     def put(self, product: Product, seen_ms: int = 0) -> None:
         """Store what a product says of itself, in place of what it said before.
@@ -153,6 +160,36 @@ class ProductFacts:
     def categories(self, slots: NDArray[np.intp]) -> Slots:
         """Number of each product's category; ``NOWHERE`` where it has none."""
         return _gather(self._categories, slots, NOWHERE)
+
+    def mark_related(self, kept: NDArray[np.bool_]) -> None:
+        """Set ``kept``, shape (slots,), where a product names another one."""
+        for start in range(0, len(self._related), _ROWS_AT_ONCE):
+            part = self._related[start : start + _ROWS_AT_ONCE]
+            kept[part[part != NOWHERE]] = True
+
+    def renumber(self, new: Slots) -> None:
+        """Follow the slots to new numbers, see :meth:`SlotTable.keep`, and forget what is unused.
+
+        Slots keep their order, categories do not.
+        """
+        rows = np.flatnonzero(new[: len(self._repeats)] >= 0)
+        related, weights = self._related[rows], self._weights[rows]
+        width = int((related != NOWHERE).sum(axis=1).max(initial=0))
+        width = -(-width // 8) * 8
+        related, weights = related[:, :width], weights[:, :width]
+        self._related = np.where(related == NOWHERE, NOWHERE, new[related])
+        self._weights = weights.copy()
+        self._repeats = self._repeats[rows]
+        self._rebuy_days = self._rebuy_days[rows]
+        self._rebuy_shares = self._rebuy_shares[rows]
+        self._first_seen_ms = self._first_seen_ms[rows]
+        used, numbers = np.unique(self._categories[rows], return_inverse=True)
+        first = int(len(used) > 0 and used[0] == NOWHERE)
+        self._categories = (numbers - first).astype(np.int32)
+        self._category_names = [self._category_names[number] for number in used[first:].tolist()]
+        self._category_numbers = {"": NOWHERE} | {
+            name: number for number, name in enumerate(self._category_names)
+        }
 
     def _make_room(self, slots: int, width: int) -> None:
         old, old_width = self._related.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ MAX_CHUNK: Final = 256
 
 
 class SlotTable:
-    """Numbers product ids from 0 on, for good: what refers to a product need not follow its moves.
+    """Numbers product ids from 0 on: what refers to a product need not follow its moves.
 
     A slot is a few bytes in each array that is addressed by it; it is kept when its product goes,
-    as others may still name it.
+    as others may still name it, until :meth:`keep` drops those that nobody needs.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,18 @@ class SlotTable:
         """Product ids of slots (q, k), whatever where a slot is -1."""
         ids = self._ids
         return [[ids[slot] for slot in row] for row in slots.tolist()]
+
+    def keep(self, kept: NDArray[np.bool_]) -> Slots:
+        """Drop the slots that are not ``kept``, shape (slots,); the others keep their order.
+
+        Returns:
+            The new slot of each old one, -1 where it was dropped.
+        """
+        self._ids = list(compress(self._ids, kept.tolist()))
+        self._slot_of = {product_id: slot for slot, product_id in enumerate(self._ids)}
+        renumbered = np.full(len(kept), -1, dtype=np.int32)
+        renumbered[kept] = np.arange(len(self._ids))
+        return renumbered
 
     def product_id(self, slot: int) -> str:
         """Product id of a slot."""
@@ -163,6 +176,13 @@ class ExactIndex:
             self._vectors[row] = self._vectors[last]
             self._ids[row] = last_id
             self._place(last_id, row)
+
+    def renumber(self, new: Slots) -> None:
+        """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
+        n = len(self._ids)
+        self._slot_of_row[:n] = new[self._slot_of_row[:n]]
+        self._row_of_slot = np.full(max(1024, len(self._slots)), -1, dtype=np.int32)
+        self._row_of_slot[self._slot_of_row[:n]] = np.arange(n)
 
     def _place(self, product_id: str, row: int) -> None:
         slot = self._slots.add(product_id)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,15 @@ from udfs.schemas import EVENT_TYPES, MAX_INT32, Event
 
 FloatMatrix = NDArray[np.float32]
 
-VERSION: Final = 2
-# version, space bytes, dimensions, interactions, waiting, exclusions, reference ts (ms),
-# fast and slow landmark (ms), generation (µs), last touch (ms), item bytes, exclusion bytes
-_HEADER: Final = struct.Struct("<BHHHHHqqqqqII")
+VERSION: Final = 3
+# version, flags, space bytes, dimensions, interactions, waiting, exclusions, reference ts (ms),
+# fast and slow landmark (ms), generation (µs), last touch (ms), oldest event (ms), erased until,
+# erasure requested (ms), erased (µs), retry (ms), item bytes, exclusion bytes
+_HEADER: Final = struct.Struct("<BBHHHHHqqqqqqqqqqII")
+# Of formats v1 and v2: without the flags, and without what stands between touch and item bytes.
+_OLD_HEADER: Final = struct.Struct("<BHHHHHqqqqqII")
+_PARTIAL: Final = 1
+_OPTED_OUT: Final = 2
 _TIMESTAMP: Final = struct.Struct("<q")
 _LENGTH: Final = struct.Struct("<H")
 _HASH_BYTES: Final = 8
@@ -175,9 +180,16 @@ class Profile:
         "_kinds",
         "_lengths",
         "_times",
+        "erased_until_ms",
+        "erased_us",
+        "erasure_ms",
         "generation_us",
         "landmarks_ms",
+        "oldest_ms",
+        "opted_out",
+        "partial",
         "reference_ms",
+        "retry_ms",
         "space",
         "sums",
         "touched_ms",
@@ -198,6 +210,20 @@ class Profile:
         """Wall clock of the newest tick that brought an event, epoch milliseconds."""
         self.waiting = 0
         """How many interactions still wait for their product's vector."""
+        self.oldest_ms = 0
+        """Time of the oldest event ever accepted of the user, epoch milliseconds; 0: none was."""
+        self.erased_until_ms = 0
+        """Events up to this time, epoch milliseconds, were erased and must not come back."""
+        self.erasure_ms = 0
+        """Time of the erase event, epoch milliseconds; 0 where there was none."""
+        self.erased_us = 0
+        """Write timestamp of the last erasure, epoch microseconds."""
+        self.retry_ms = 0
+        """When the user's one retry is due, epoch milliseconds; 0 where none is."""
+        self.partial = False
+        """Whether the newest list was made from a part of the catalogue."""
+        self.opted_out = False
+        """Whether the user objected to having a profile."""
         self._hashes = b""
         self._times = b""
         self._kinds = b""
@@ -218,32 +244,58 @@ class Profile:
         profile = cls()
         if packed is None:
             return profile
-        if len(packed) < _HEADER.size or packed[0] not in (1, VERSION):
-            found = packed[0] if packed else "none"
-            msg = f"profile of version {found}, this reads 1 to {VERSION}"
+        version = packed[0] if packed else 0
+        header = _HEADER if version == VERSION else _OLD_HEADER
+        if not 1 <= version <= VERSION or len(packed) < header.size:
+            msg = f"profile of version {version}, this reads 1 to {VERSION}"
             raise ProfileVersionError(msg)
-        (
-            _,
-            space_bytes,
-            dimensions,
-            n,
-            profile.waiting,
-            x,
-            profile.reference_ms,
-            fast_landmark_ms,
-            slow_landmark_ms,
-            profile.generation_us,
-            profile.touched_ms,
-            item_bytes,
-            exclusion_bytes,
-        ) = _HEADER.unpack_from(packed)
-        size = _HEADER.size + space_bytes + 8 * dimensions + 19 * n + item_bytes
-        size += (10 if packed[0] == 1 else 11) * x + exclusion_bytes
+        if version == VERSION:
+            (
+                _,
+                flags,
+                space_bytes,
+                dimensions,
+                n,
+                profile.waiting,
+                x,
+                profile.reference_ms,
+                fast_landmark_ms,
+                slow_landmark_ms,
+                profile.generation_us,
+                profile.touched_ms,
+                profile.oldest_ms,
+                profile.erased_until_ms,
+                profile.erasure_ms,
+                profile.erased_us,
+                profile.retry_ms,
+                item_bytes,
+                exclusion_bytes,
+            ) = header.unpack_from(packed)
+            profile.partial = bool(flags & _PARTIAL)
+            profile.opted_out = bool(flags & _OPTED_OUT)
+        else:
+            (
+                _,
+                space_bytes,
+                dimensions,
+                n,
+                profile.waiting,
+                x,
+                profile.reference_ms,
+                fast_landmark_ms,
+                slow_landmark_ms,
+                profile.generation_us,
+                profile.touched_ms,
+                item_bytes,
+                exclusion_bytes,
+            ) = header.unpack_from(packed)
+        size = header.size + space_bytes + 8 * dimensions + 19 * n + item_bytes
+        size += (10 if version == 1 else 11) * x + exclusion_bytes
         if size != len(packed):
             msg = f"profile of {len(packed)} bytes, its header says {size}"
             raise ProfileVersionError(msg)
         profile.landmarks_ms = (fast_landmark_ms, slow_landmark_ms)
-        a = _HEADER.size
+        a = header.size
         b = a + space_bytes
         profile.space = packed[a:b].decode()
         a, b = b, b + 8 * dimensions
@@ -262,7 +314,7 @@ class Profile:
         profile._items = packed[a:b]
         a, b = b, b + 8 * x
         profile._exclusion_times = packed[a:b]
-        if packed[0] == 1:
+        if version == 1:
             profile._exclusion_kinds = bytes((_UNKNOWN,)) * x
         else:
             a, b = b, b + x
@@ -271,15 +323,18 @@ class Profile:
         profile._exclusion_lengths = packed[a:b]
         a, b = b, b + exclusion_bytes
         profile._exclusion_items = packed[a:b]
+        if version < VERSION:
+            profile.oldest_ms = min(struct.unpack(f"<{n}q", profile._times), default=0)
         return profile
 
     def pack(self) -> bytes:
-        """Write the profile in format v2: the header, then its columns one after the other."""
+        """Write the profile in format v3: the header, then its columns one after the other."""
         space = self.space.encode()
         return b"".join(
             (
                 _HEADER.pack(
                     VERSION,
+                    self.partial * _PARTIAL + self.opted_out * _OPTED_OUT,
                     len(space),
                     self.sums.shape[1],
                     len(self._kinds),
@@ -289,6 +344,11 @@ class Profile:
                     *self.landmarks_ms,
                     self.generation_us,
                     self.touched_ms,
+                    self.oldest_ms,
+                    self.erased_until_ms,
+                    self.erasure_ms,
+                    self.erased_us,
+                    self.retry_ms,
                     len(self._items),
                     len(self._exclusion_items),
                 ),
@@ -305,6 +365,42 @@ class Profile:
                 self._exclusion_items,
             )
         )
+
+    def erased(self, erasure_ms: int, until_ms: int, erased_us: int) -> Profile:
+        """Make what is kept of a user whose profile is erased: no more than keeps it so.
+
+        Args:
+            erasure_ms: Time of the erase event, epoch milliseconds.
+            until_ms: Events up to this time, epoch milliseconds, must not come back.
+            erased_us: Write timestamp of the deletion, epoch microseconds, above ``generation_us``.
+        """
+        kept = Profile()
+        kept.opted_out = self.opted_out
+        kept.oldest_ms = self.oldest_ms
+        kept.erasure_ms = max(erasure_ms, self.erasure_ms)
+        kept.erased_until_ms = max(until_ms, self.erased_until_ms)
+        # The next list is written above the deletion.
+        kept.generation_us = kept.erased_us = erased_us
+        return kept
+
+    def objected(self, at_us: int) -> Profile:
+        """Make what is kept of a user who opts out at a write timestamp, epoch microseconds."""
+        kept = self.erased(0, 0, self.erased_us)
+        kept.generation_us = at_us
+        kept.opted_out = True
+        return kept
+
+    def note_time(self, ts_ms: int) -> None:
+        """Take note of the time of an accepted event, epoch milliseconds."""
+        if ts_ms < self.oldest_ms or not self.oldest_ms:
+            self.oldest_ms = ts_ms
+
+    def is_erased(self, ts_ms: int, kafka_ms: int) -> bool:
+        """Tell whether an event was erased, by its time and its record's, epoch milliseconds.
+
+        A record's time of 0 is unknown.
+        """
+        return ts_ms <= self.erased_until_ms or 0 < kafka_ms <= self.erased_until_ms
 
     def can_advance(self, source: VectorSource) -> bool:
         """Tell whether an update without new events would move this profile."""
@@ -388,11 +484,18 @@ class Profile:
         self._items = b"".join(row[3] for row in rows)
         self.waiting = sum(row[2] >> 7 for row in rows)
 
-    def _knows(self, event_hash: bytes) -> bool:
+    def _knows(self, event_hash: bytes, item: bytes) -> bool:
+        """Tell whether an event is among the interactions: one of that id about that item."""
         at = self._hashes.find(event_hash)
-        while at >= 0 and at % _HASH_BYTES:  # a match across two entries is none
+        while at >= 0:
+            place, rest = divmod(at, _HASH_BYTES)
+            if not rest:  # a match across two entries is none
+                lengths = struct.unpack(f"<{place + 1}H", self._lengths[: 2 * (place + 1)])
+                end = sum(lengths)
+                if self._items[end - lengths[place] : end] == item:
+                    return True
             at = self._hashes.find(event_hash, at + 1)
-        return at >= 0
+        return False
 
     def _cut(self, newest: int) -> None:
         rows = self._rows()
@@ -455,28 +558,36 @@ class _Contributions:
         self.vectors.append(vector)
 
 
+class Moves(NamedTuple):
+    """What became of the events of a batch."""
+
+    duplicates: list[tuple[int, int]]
+    """Those known already: (profile, place among its events), ascending."""
+    waiting: list[str]
+    """Product id of each event whose product has no vector yet."""
+
+
 def update_profiles(
     profiles: Sequence[Profile],
     events: Sequence[Sequence[Event]],
     source: VectorSource,
     config: ProfileConfig,
-) -> int:
+) -> Moves:
     """Move each profile by its new events, in place: one pass of NumPy for the whole batch.
 
-    An event whose id is among the profile's interactions is a duplicate and moves nothing. One
-    whose product has no vector yet waits among the interactions and is applied at the first call
-    that finds the vector. A profile of another space is rebuilt from its newest interactions.
+    An event is its id and its item, the product or the query. One that is among the profile's
+    interactions is a duplicate and moves nothing. One whose product has no vector yet waits among
+    the interactions and is applied at the first call that finds the vector. A profile of another
+    space is rebuilt from its newest interactions.
 
     Args:
         profiles: The profiles of a batch, each of another user.
         events: For each profile its new events, in any order.
         source: The vectors of the active space.
         config: The constants.
-
-    Returns:
-        The number of duplicates.
     """
-    duplicates = 0
+    duplicates: list[tuple[int, int]] = []
+    unknown: list[str] = []
     found = _Contributions()
     weights = config.kind_weights
     product_vector, query_vector = source.product_vector, source.query_vector
@@ -486,18 +597,23 @@ def update_profiles(
             _rebuild(profile, source, config)
         if profile.waiting:
             _apply_waiting(owner, profile, source, weights, found)
-        for event in news:
+        for place, event in enumerate(news):
             event_hash = blake2b(event.event_id.encode(), digest_size=_HASH_BYTES).digest()
-            if profile._knows(event_hash):
-                duplicates += 1
-                continue
             kind = _KIND_OF[event.type]
-            if kind == SEARCH_KIND:
+            is_search = kind == SEARCH_KIND
+            if is_search:
                 item = (event.query or "")[:MAX_QUERY_CHARACTERS]
+            else:
+                item = event.product_id or ""
+            encoded = item.encode()
+            if profile._knows(event_hash, encoded):
+                duplicates.append((owner, place))
+                continue
+            profile.note_time(event.ts)
+            if is_search:
                 vector = query_vector(item)
                 missing = source.space is None
             else:
-                item = event.product_id or ""
                 vector = product_vector(item)
                 missing = vector is None
                 if event.type in _EXCLUDING:
@@ -513,7 +629,8 @@ def update_profiles(
             elif missing:
                 kind |= _WAITING
                 profile.waiting += 1
-            encoded = item.encode()
+                if not is_search:
+                    unknown.append(item)
             profile._hashes += event_hash
             profile._times += _TIMESTAMP.pack(event.ts)
             profile._kinds += bytes((kind,))
@@ -523,7 +640,7 @@ def update_profiles(
                 profile._cut(config.interactions)
     if found.owners:
         _add(profiles, found, config)
-    return duplicates
+    return Moves(duplicates, unknown)
 
 
 def _is_foreign(profile: Profile, source: VectorSource) -> bool:

@@ -143,6 +143,8 @@ class RankedList(NamedTuple):
     product_ids: list[str]
     scores: FloatMatrix
     reasons: list[str]
+    back: list[str]
+    """What was bought and may be bought again by now, whether it is shown or not."""
 
 
 @dataclass
@@ -224,10 +226,13 @@ def rank(
         reasons[user][place] = NEW
     lengths = (listed != NOWHERE).sum(axis=1).tolist()
     names = catalogue.slots.names(listed)
+    back: list[list[str]] = [[] for _ in profiles]
+    for user, slot in zip(rebuys.queries.tolist(), rebuys.slots.tolist(), strict=True):
+        back[user].append(catalogue.slots.product_id(slot))
     return [
-        RankedList(ids[:length], row[:length], why[:length]) if points else None
-        for ids, row, why, length, points in zip(
-            names, scores, reasons, lengths, pointing.tolist(), strict=True
+        RankedList(ids[:length], row[:length], why[:length], again) if points else None
+        for ids, row, why, length, points, again in zip(
+            names, scores, reasons, lengths, pointing.tolist(), back, strict=True
         )
     ]
 

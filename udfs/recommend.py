@@ -9,7 +9,7 @@ from typing import Final
 from udfs.catalogue import Catalogue
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.ranking import RankedList, RankingConfig, rank
-from udfs.schemas import PendingEvent, SaveBatch, SavedList
+from udfs.schemas import Event, PendingEvent, SaveBatch, SavedList, record_value
 from udfs.variants import Experiment
 
 # Users a batch: many enough that NumPy and the matrix product work in bulk, few enough that the
@@ -56,7 +56,13 @@ class RecommendConfig:
 
 
 def recommend(
-    touched: Sequence[Touched], catalogue: Catalogue, config: RecommendConfig, now_us: int
+    touched: Sequence[Touched],
+    catalogue: Catalogue,
+    config: RecommendConfig,
+    now_us: int,
+    *,
+    complete: bool = True,
+    unknown: list[str] | None = None,
 ) -> Iterator[SaveBatch]:
     """Process one tick for all touched users, in batches; the last one is marked.
 
@@ -64,33 +70,62 @@ def recommend(
     least ``now_us`` and above every earlier one, so that the newest list wins in Cassandra also
     where the clock went back.
 
+    An event that is known already is not saved again: what moved a stored profile was saved before
+    the profile was. What a user had erased is not taken, and what comes from one who objects is
+    saved and moves nothing.
+
     Args:
         touched: The users of the tick, each once.
         catalogue: The products.
         config: The constants.
         now_us: The wall clock, epoch microseconds.
+        complete: Whether the catalogue is all there; else the profiles are marked ``partial``.
+        unknown: Takes the product id of each event whose product the catalogue does not know.
     """
     for start in range(0, len(touched), USERS_PER_BATCH):
         users = touched[start : start + USERS_PER_BATCH]
         profiles = [user.profile or Profile.unpack(user.packed) for user in users]
-        events = [[pending.event for pending in user.events] for user in users]
-        duplicates = update_profiles(profiles, events, catalogue, config.profile)
-        variants = _variants(users, config.experiment)
-        batch = SaveBatch(
-            lists=_look_up(users, profiles, catalogue, config, now_us, variants),
-            events=[pending for user in users for pending in user.events],
-            variants=variants,
-            duplicates=duplicates,
-            last=start + USERS_PER_BATCH >= len(touched),
-        )
-        batch.updates = len(batch.events) - duplicates
-        for user, profile in zip(users, profiles, strict=True):
-            if user.events:
+        batch = SaveBatch(last=start + USERS_PER_BATCH >= len(touched))
+        events = [
+            _moving(user, profile, batch) for user, profile in zip(users, profiles, strict=True)
+        ]
+        had_events = [bool(moving) for moving in events]
+        moves = update_profiles(profiles, events, catalogue, config.profile)
+        for owner, place in reversed(moves.duplicates):
+            del users[owner].events[place]
+        if unknown is not None:
+            unknown.extend(one for one in moves.waiting if catalogue.detail(one) is None)
+        batch.variants = _variants(users, config.experiment)
+        batch.lists = _look_up(users, profiles, catalogue, config, now_us, batch.variants)
+        batch.events = [pending for user in users for pending in user.events]
+        batch.duplicates = len(moves.duplicates)
+        batch.updates = len(batch.events) - batch.opted_out
+        for user, profile, moved in zip(users, profiles, had_events, strict=True):
+            if moved:
                 profile.touched_ms = now_us // 1000
-                user.events = []
+            profile.partial = not complete and not profile.opted_out
+            user.events = []
             user.profile = profile
             user.flushed = True
         yield batch
+
+
+def _moving(user: Touched, profile: Profile, batch: SaveBatch) -> list[Event]:
+    """Return the events that move a user; those that were erased leave the user's events."""
+    if profile.erased_until_ms:
+        kept = [
+            pending
+            for pending in user.events
+            if not profile.is_erased(pending.event.ts, record_value(pending.record)[1])
+        ]
+        batch.erased += len(user.events) - len(kept)
+        user.events = kept
+    if profile.opted_out:
+        batch.opted_out += len(user.events)
+        for pending in user.events:
+            profile.note_time(pending.event.ts)
+        return []
+    return [pending.event for pending in user.events]
 
 
 def _variants(users: Sequence[Touched], experiment: Experiment) -> dict[str, str]:
@@ -140,9 +175,11 @@ def _look_up(
     for user, profile, found in zip(users, profiles, ranked, strict=True):
         if found is None:
             continue
-        # What is bought again may be back: whoever reads the list must not take it out.
-        shown = set(found.product_ids)
-        excluded = [one for one in profile.excluded() if one not in shown]
+        # What may be bought again is back: whoever reads the list must not take it out, nor keep
+        # it from what fills the list up.
+        excluded = dict.fromkeys(reversed(profile.excluded()))
+        for product_id in found.back:
+            excluded.pop(product_id, None)
         profile.generation_us = max(now_us, profile.generation_us + 1)
         lists.append(
             SavedList(
@@ -153,7 +190,7 @@ def _look_up(
                 profile.reference_ms,
                 profile.generation_us,
                 found.reasons,
-                excluded[: -1 - SAVED_EXCLUSIONS : -1],
+                list(excluded)[:SAVED_EXCLUSIONS],
                 variants.get(user.user_id, ""),
             )
         )

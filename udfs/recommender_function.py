@@ -6,10 +6,14 @@ one batched lookup, batches for the writer chained behind. Each user's own timer
 moved profile and clears the pending list, in that user's key context. A failure between checkpoint
 and save restores the old profile and the pending events, and the tick runs again: the saves are
 idempotent. The cost of a touch is one state read, one append an event, one write a tick.
+
+What is to be done later for a user, an erasure's repetition or another look for a product, hangs on
+a timer of theirs; which one it is tells the profile, so that a timer of no meaning does nothing.
 """
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,23 +32,28 @@ from pyflink.datastream.state import (
 )
 
 from udfs.catalogue import Catalogue
+from udfs.catalogue_progress import CatalogueProgress
 from udfs.memory import BatchReference, TickCollector, by_reference
 from udfs.metrics import METRIC_GROUP, Gauge
 from udfs.profile import Profile
+from udfs.query_encoder import DIMENSIONS as ENCODER_DIMENSIONS
 from udfs.query_encoder import SPACE as ENCODER_SPACE
 from udfs.query_encoder import encode_query
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import (
+    CONTROL_TYPES,
     ERASE,
     HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
     MAX_FUTURE_MS,
     MS_A_DAY,
+    OPT_OUT,
     PLACEHOLDER_IDS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
     Event,
+    Objection,
     Origin,
     PendingEvent,
     ProductChange,
@@ -60,14 +69,27 @@ from udfs.schemas import (
     record_value,
     split_record,
 )
+from udfs.unresolved import UnresolvedItems
 
 THREAD_MODE: Final = "thread"
 PROCESS_MODE: Final = "process"
 # The input has dried up when no event came for so long; a backlog's next event comes at once.
 _IDLE_MS: Final = 100
 # Keys of the broadcast state beside the catalogue's own: products whose rows are not saved yet,
-# with what is saved of them as msgpack, empty where that is nothing.
+# with what is saved of them as msgpack, empty where that is nothing; the newest write time of a
+# product's row, epoch microseconds; and how far the topic was read.
 _UNSAVED_PREFIX: Final = "u"
+_CLOCK_KEY: Final = "c"
+_PROGRESS_KEY: Final = "o"
+_MICROSECONDS: Final = struct.Struct("<q")
+# The user's objection, kept apart as the profile leaves with its TTL: version, time (epoch µs).
+_OBJECTION: Final = struct.Struct("<Bq")
+_OBJECTION_VERSION: Final = 1
+# After an erasure it is carried out again: a write that was under way, or a replica that was away,
+# may bring back what was deleted.
+ERASE_AGAIN_MS: Final = (60_000, 600_000, 3_600_000, 6 * 3_600_000, 24 * 3_600_000)
+# A user whose product has not come by then is looked at with their next event only.
+RETRIES_END_MS: Final = MS_A_DAY
 # Products that are saved at once; fewer wait for the next heartbeat.
 _PRODUCTS_PER_BATCH: Final = 256
 
@@ -100,6 +122,9 @@ class RecommenderConfig:
     most this."""
     space_switch_share: float = 0.9
     """Share of the active space's products that a new space needs to become active."""
+    catalogue_ends: Mapping[int, int] = field(default_factory=dict)
+    """End offset of each partition of the catalogue topic at submission: until all of it is read,
+    lists are made of a part and made again later. Empty: what is there is complete."""
     dimensions: int = 0
     """Vector length that every product must have; 0: the first product of a space decides."""
     execution_mode: str = THREAD_MODE
@@ -112,8 +137,6 @@ class RecommenderConfig:
     """How far an event's time may lie ahead of its record's Kafka time, milliseconds."""
     placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
     """User ids that stand for users that are not known; their events are refused."""
-    catalogue_ends: Mapping[int, int] = field(default_factory=dict)
-    """End offset of each partition of the catalogue topic at the submission; empty: not known."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
@@ -177,6 +200,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         profile = ValueStateDescriptor("profile", Types.PICKLED_BYTE_ARRAY())
         profile.enable_time_to_live(ttl)
         self._profile = runtime_context.get_state(profile)
+        self._objection = runtime_context.get_state(
+            ValueStateDescriptor("objection", Types.PICKLED_BYTE_ARRAY())
+        )
         self._pending = runtime_context.get_list_state(
             ListStateDescriptor("pending", Types.PICKLED_BYTE_ARRAY())
         )
@@ -184,13 +210,18 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._catalogue = Catalogue(
             encoder=encode_query,
             encoder_space=ENCODER_SPACE,
+            encoder_dimensions=ENCODER_DIMENSIONS,
             switch_share=config.space_switch_share,
             dimensions=config.dimensions,
         )
         self._catalogue_loaded = False
+        self._progress = CatalogueProgress(config.catalogue_ends, time.monotonic())
         self._changed_us = 0
         self._unsaved: dict[str, ProductChange] = {}
-        self._reports_catalogue = subtask_index(runtime_context) == 0
+        subtask = subtask_index(runtime_context)
+        self._reports_catalogue = subtask == 0
+        self._unresolved = UnresolvedItems(time.monotonic())
+        self._unresolved_scope = f"unresolved:{subtask}"
         self._touched: dict[str, Touched] = {}
         self._pending_count = 0
         self._tick_end_ms = 0
@@ -205,6 +236,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._updates = group.counter("updates")
         self._lookups = group.counter("lookups")
         self._duplicates = group.counter("duplicates")
+        self._unresolved_events = group.counter("unresolved_events")
+        self._erased_events = group.counter("erased_events")
+        self._opted_out_events = group.counter("opted_out_events")
         self._dead_letters = {
             reason: group.add_group("reason", reason.value).counter("dead_letters")
             for reason in Reason
@@ -233,8 +267,13 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         except RejectedError as error:
             yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
             return
-        if event.type == ERASE:
-            yield from self._erase(key, event)
+        if event.type in CONTROL_TYPES:
+            if event.type == ERASE:
+                yield from self._erase(key, event, kafka_ms, ctx)
+            elif event.type == OPT_OUT:
+                yield from self._opt_out(key, event)
+            else:
+                yield from self._opt_in(key, ctx, now_ms)
             return
         touched = self._touched.get(key)
         if touched is None:
@@ -262,15 +301,21 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         now_ms = time.time_ns() // 1_000_000
         touched = self._touched.get(key)
         if touched is None:
-            touched = self._revisit(key, ctx, now_ms)
+            profile = Profile.unpack(self._profile.value())
+            yield from self._erase_again(key, timestamp, profile)
+            touched = self._revisit(key, profile, ctx, now_ms)
             if touched is None or self._config.tick_ms:
                 return
-        elif timestamp < touched.due_ms:
-            # A waiting user's retry, touched meanwhile, or a stretched tick's probe: the user's
-            # own timer follows.
-            if timestamp == self._probe_ms:
-                yield from self._probe(ctx, now_ms)
-            return
+        else:
+            if touched.profile is None:
+                touched.profile = Profile.unpack(touched.packed)
+            yield from self._erase_again(key, timestamp, touched.profile)
+            if timestamp < touched.due_ms:
+                # A waiting user's retry, touched meanwhile, or a stretched tick's probe: the
+                # user's own timer follows.
+                if timestamp == self._probe_ms:
+                    yield from self._probe(ctx, now_ms)
+                return
         self._active_ms = now_ms
         if not touched.flushed:
             yield from self._flush(ctx)
@@ -284,8 +329,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         state = ctx.get_broadcast_state(catalogue_descriptor())
         if value[2] == HEARTBEAT_PARTITION:
             yield from self._save_products(state)
+            yield from self._keep_house(state)
             return
         key, payload = value[0], value[1]
+        self._progress.read(value[2], value[3], time.monotonic())
         changed_us = self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
         shown: list[ProductChange] = []
         try:
@@ -343,21 +390,110 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         for product_id in self._unsaved:
             state.remove(_UNSAVED_PREFIX + product_id)
         self._unsaved.clear()
+        # A job that goes on elsewhere must not write below this, however its clock is set.
+        state.put(_CLOCK_KEY, _MICROSECONDS.pack(self._changed_us))
 
-    def _erase(self, key: str, event: Event) -> Iterator[SaveBatch | BatchReference]:
+    def _keep_house(self, state: Any) -> Iterator[SaveBatch | BatchReference]:
+        """Do what is due by time and belongs to no user."""
+        now_s = time.monotonic()
+        self._progress.look(now_s)
+        progress = self._progress.unstored()
+        if progress is not None:
+            state.put(_PROGRESS_KEY, progress)
+        unresolved = self._unresolved.report(now_s)
+        if unresolved is not None:
+            yield from self._emit(
+                SaveBatch(unresolved=unresolved, unresolved_scope=self._unresolved_scope)
+            )
+        self._collector.collect(idle=not self._touched)
+
+    def _erase(
+        self,
+        key: str,
+        event: Event,
+        kafka_ms: int,
+        ctx: KeyedBroadcastProcessFunction.ReadOnlyContext,
+    ) -> Iterator[SaveBatch | BatchReference]:
         """Forget the user of the current key: state, what is not saved yet, and all rows."""
         touched = self._touched.pop(key, None)
-        packed = touched.packed if touched is not None else self._profile.value()
-        profile = touched.profile if touched is not None else None
-        known = profile if profile is not None else Profile.unpack(packed)
         if touched is not None:
             self._pending_count -= len(touched.events)
-        self._profile.clear()
+        known = self._known(touched)
+        known.note_time(event.ts)
+        for record in self._pending.get():
+            # Not saved yet, or saved before a failure.
+            known.note_time(decode_accepted_event(record_value(record)[0]).ts)
+        now_us = time.time_ns() // 1000
+        erased_us = max(now_us, known.generation_us + 1)
+        # A request whose clock is far ahead must not keep the user out until then.
+        latest_ms = now_us // 1000 + self._config.max_future_ms
+        kept = known.erased(event.ts, min(max(event.ts, kafka_ms), latest_ms), erased_us)
+        self._profile.update(kept.pack())
         self._pending.clear()
-        erased_us = max(time.time_ns() // 1000, known.generation_us + 1)
-        oldest_ms = min((time_ms for time_ms, _, _ in known.interactions()), default=event.ts)
-        erasure = Erasure(event.user_id, event.ts, min(oldest_ms, event.ts), erased_us)
+        for after_ms in ERASE_AGAIN_MS:
+            ctx.timer_service().register_processing_time_timer(erased_us // 1000 + after_ms)
+        erasure = Erasure(event.user_id, kept.erasure_ms, kept.oldest_ms, erased_us)
         yield from self._emit(SaveBatch(erasures=[erasure]))
+
+    def _erase_again(
+        self, key: str, timestamp: int, profile: Profile
+    ) -> Iterator[SaveBatch | BatchReference]:
+        """Repeat the erasure of the user of the current key, if that is what a timer is for."""
+        if profile.erased_us and timestamp - profile.erased_us // 1000 in ERASE_AGAIN_MS:
+            erasure = Erasure(
+                _user_id(key),
+                profile.erasure_ms,
+                profile.oldest_ms,
+                profile.erased_us,
+                repeated=True,
+            )
+            yield from self._emit(SaveBatch(erasures=[erasure]))
+
+    def _opt_out(self, key: str, event: Event) -> Iterator[SaveBatch | BatchReference]:
+        """Delete profile and list of the user of the current key; what comes moves nothing."""
+        touched = self._touched.get(key)
+        known = self._known(touched)
+        at_us = max(time.time_ns() // 1000, known.generation_us + 1)
+        kept = known.objected(at_us)
+        self._objection.update(_OBJECTION.pack(_OBJECTION_VERSION, at_us))
+        self._profile.update(kept.pack())
+        if touched is not None:
+            # Events that are not saved yet are saved all the same, as history.
+            touched.profile = kept
+        yield from self._emit(SaveBatch(objections=[Objection(event.user_id, at_us)]))
+
+    def _opt_in(
+        self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
+    ) -> Iterator[SaveBatch | BatchReference]:
+        """Let what the user of the current key does from now on move a profile again."""
+        touched = self._touched.get(key)
+        if not self._known(touched).opted_out:
+            return
+        if touched is None:
+            touched = self._touch(key, ctx, now_ms)
+        # What came before it moves nothing, also where it is not saved yet.
+        if not touched.flushed:
+            yield from self._flush(ctx)
+        if touched.profile is not None:
+            touched.profile.opted_out = False
+        self._finish(key, touched, ctx, now_ms)
+        self._objection.clear()
+
+    def _stored(self) -> bytes | None:
+        """Read the profile of the current key; where it has left, the user's objection stays."""
+        packed: bytes | None = self._profile.value()
+        if packed is None:
+            objection = self._objection.value()
+            if objection is not None:
+                _, at_us = _OBJECTION.unpack(objection)
+                packed = Profile().objected(at_us).pack()
+        return packed
+
+    def _known(self, touched: Touched | None) -> Profile:
+        """Read the profile of the current key as the tick has moved it so far."""
+        if touched is None:
+            return Profile.unpack(self._stored())
+        return touched.profile or Profile.unpack(touched.packed)
 
     def _emit(self, batch: SaveBatch) -> Iterator[SaveBatch | BatchReference]:
         if self._config.execution_mode == THREAD_MODE:
@@ -370,7 +506,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
     ) -> Touched:
         """Take the user of the current key into this tick, with what a restore left pending."""
-        touched = Touched(key.encode("latin-1").decode(), self._profile.value())
+        touched = Touched(_user_id(key), self._stored())
         for record in self._pending.get():
             # It was accepted once, perhaps by a version that accepted more.
             event = decode_accepted_event(record_value(record)[0])
@@ -415,17 +551,21 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._tick_end_ms = 0  # what comes now belongs to a tick of its own
 
     def _revisit(
-        self, key: str, ctx: KeyedBroadcastProcessFunction.OnTimerContext, now_ms: int
+        self,
+        key: str,
+        profile: Profile,
+        ctx: KeyedBroadcastProcessFunction.OnTimerContext,
+        now_ms: int,
     ) -> Touched | None:
         """Handle a timer of a user who is not in memory: after a restore, or a waiting one."""
         self._load_catalogue(ctx)
-        packed = self._profile.value()
-        profile = Profile.unpack(packed)
         if next(iter(self._pending.get()), None) is None:
-            if not profile.waiting:
+            if not (profile.waiting or profile.partial) or profile.retry_ms > now_ms:
                 return None
-            if not profile.can_advance(self._catalogue):
+            is_due = profile.partial and self._progress.complete
+            if not is_due and not profile.can_advance(self._catalogue):
                 self._schedule_retry(profile, ctx, now_ms)
+                self._profile.update(profile.pack())
                 return None
         return self._touch(key, ctx, now_ms)
 
@@ -441,24 +581,31 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         if profile is None or touched.events:
             msg = "a user of the tick has events that are not saved"
             raise RuntimeError(msg)
+        if profile.waiting or profile.partial:
+            self._schedule_retry(profile, ctx, now_ms)
         self._profile.update(profile.pack())
         self._pending.clear()
         del self._touched[key]
-        if profile.waiting:
-            self._schedule_retry(profile, ctx, now_ms)
         if not self._touched:
-            self._collector.collect()
+            self._collector.collect(idle=True)
 
     def _schedule_retry(
         self, profile: Profile, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
     ) -> None:
         """Look at a waiting user again after the time already waited, so that it at most doubles.
 
-        A timer, because a broadcast element cannot reach the keyed state of those who wait for it.
+        A timer, because a broadcast element cannot reach the keyed state of those who wait for it;
+        one a user, and none any more after ``RETRIES_END_MS``.
         """
+        longest_ms = self._config.waiting_retry_max_ms
+        if now_ms < profile.retry_ms <= now_ms + longest_ms:
+            return
         waited_ms = now_ms - profile.touched_ms
-        delay_ms = min(max(waited_ms, self._config.tick_ms, 100), self._config.waiting_retry_max_ms)
-        ctx.timer_service().register_processing_time_timer(now_ms + delay_ms)
+        if waited_ms >= RETRIES_END_MS:
+            profile.retry_ms = 0
+            return
+        profile.retry_ms = now_ms + min(max(waited_ms, self._config.tick_ms, 100), longest_ms)
+        ctx.timer_service().register_processing_time_timer(profile.retry_ms)
 
     def _flush(
         self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
@@ -472,15 +619,26 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             (user.events[-1].event.ts for user in users if user.events),
             default=self._active_ms,
         )
+        unknown: list[str] | None = [] if self._progress.complete else None
         for batch in recommend(
-            users, self._catalogue, self._config.recommend, time.time_ns() // 1000
+            users,
+            self._catalogue,
+            self._config.recommend,
+            time.time_ns() // 1000,
+            complete=self._progress.complete,
+            unknown=unknown,
         ):
-            self._events.inc(len(batch.events))
+            self._events.inc(len(batch.events) + batch.duplicates + batch.erased)
             self._updates.inc(batch.updates)
             self._duplicates.inc(batch.duplicates)
+            self._erased_events.inc(batch.erased)
+            self._opted_out_events.inc(batch.opted_out)
             self._lookups.inc(len(batch.lists))
             self._batch_size.set(len(batch.lists))
             yield from self._emit(batch)
+        if unknown:
+            self._unresolved_events.inc(len(unknown))
+            self._unresolved.add(unknown)
         self._pending_count = 0
         self._active_ms = time.time_ns() // 1_000_000
         spent_ms = round((time.monotonic() - started) * 1000)
@@ -495,6 +653,12 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Read the broadcast state after a restore; it is out of reach while opening."""
         if not self._catalogue_loaded:
             entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            progress = entries.pop(_PROGRESS_KEY, None)
+            if progress is not None:
+                self._progress.load(progress, time.monotonic())
+            clock = entries.pop(_CLOCK_KEY, None)
+            if clock is not None:
+                (self._changed_us,) = _MICROSECONDS.unpack(clock)
             self._catalogue.load(
                 (key, value)
                 for key, value in entries.items()
@@ -530,6 +694,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
     ) -> DeadLetter:
         self._dead_letters[error.reason].inc()
         return DeadLetter(topic, key, payload, error.reason, error.detail, origin)
+
+
+def _user_id(key: str) -> str:
+    """Read a user id from a record key, one character a byte; an accepted event had it."""
+    return key.encode("latin-1").decode()
 
 
 def subtask_index(runtime_context: RuntimeContext) -> int:

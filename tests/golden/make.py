@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from udfs.catalogue import Catalogue
+from udfs.catalogue_progress import CatalogueProgress
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.schemas import (
     Event,
@@ -62,6 +63,12 @@ EVENTS_V2: Final = (
     Event("0190-8", "u-42 é", "scroll", NOW_MS - 5 * 60_000, "p1", dwell_ms=300),
     _event(9, "return", "p3", 3),
 )
+# What format v3 added: lines of one order under one id, and what is kept beside the columns.
+EVENTS_V3: Final = (
+    *EVENTS_V2,
+    Event("0190-10", "u-42 é", "purchase", NOW_MS - 2 * 60_000, "p1"),
+    Event("0190-10", "u-42 é", "purchase", NOW_MS - 2 * 60_000, "p2"),
+)
 PRODUCTS: Final = {"p1": [1.0, 0.0, 0.0], "p2": [0.0, 1.0, 0.0], "p3": [0.0, 3.0, 4.0]}
 QUERY: Final = [0.0, 0.0, 1.0]
 
@@ -75,6 +82,34 @@ class _Source:
 
     def query_vector(self, _query: str) -> Any:
         return np.array(QUERY, dtype=np.float32)
+
+
+def _profile_v3() -> tuple[bytes, dict[str, Any]]:
+    profile = Profile()
+    update_profiles([profile], [EVENTS_V3], _Source(), ProfileConfig())
+    profile.generation_us = NOW_MS * 1000 + 123
+    profile.touched_ms = NOW_MS + 5
+    profile.erased_until_ms = NOW_MS - 86_400_000
+    profile.erasure_ms = NOW_MS - 86_400_001
+    profile.erased_us = 1000 * NOW_MS - 86_400_000_000
+    profile.retry_ms = NOW_MS + 1000
+    profile.partial = True
+    added = ("oldest_ms", "erased_until_ms", "erasure_ms", "erased_us", "retry_ms", "partial",
+             "opted_out")  # fmt: skip
+    return profile.pack(), {
+        **_shown(profile),
+        "exclusions": [list(row) for row in profile.exclusions()],
+        **{name: getattr(profile, name) for name in added},
+    }
+
+
+def _progress() -> tuple[bytes, dict[str, Any]]:
+    progress = CatalogueProgress({}, 0.0)
+    progress.read(0, 41, 0.0)
+    progress.read(2, 2**40, 0.0)
+    value = progress.unstored()
+    assert value is not None
+    return value, {"read": {"0": 41, "2": 2**40}}
 
 
 def _profile_v2() -> tuple[bytes, dict[str, Any]]:
@@ -251,6 +286,8 @@ def main() -> None:
         ("event_v1", _wire_event),
         ("product_v1", _wire_product),
         ("profile_v2", _profile_v2),
+        ("profile_v3", _profile_v3),
+        ("progress_v1", _progress),
         ("product_v2", _wire_product_v2),
         ("space_v1", _announced),
         ("pending_v2", _pending_v2),

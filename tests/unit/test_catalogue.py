@@ -534,3 +534,167 @@ def test_a_switch_keeps_the_products_with_text_alone() -> None:
     np.testing.assert_array_equal(vector_of(catalogue, "p0"), vectors[0])
     placed = vector_of(catalogue, "p3")
     np.testing.assert_allclose(placed, [*(WORDS[3] / np.sqrt(2)), 0, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("space", "length", "taken"),
+    [
+        ("text", 6, True),
+        ("text", 7, False),
+        ("text", 5, False),
+        ("text+", 6, True),
+        ("text+learned", 12, True),
+        ("text+learned", 5, False),
+        ("text-v2", 5, True),
+    ],
+)
+def test_a_space_of_texts_has_their_length_from_its_first_product_on(
+    space: str, length: int, *, taken: bool
+) -> None:
+    catalogue = Catalogue(
+        encoder=lambda _: unit_vectors(1, 6)[0], encoder_space="text", encoder_dimensions=6
+    )
+    product, vector = Product("p1", space, [], "Mug"), unit_vectors(1, length)[0]
+    if taken:
+        catalogue.upsert(product, vector)
+    else:
+        with pytest.raises(RejectedError) as caught:
+            catalogue.upsert(product, vector)
+        assert caught.value.reason is Reason.WRONG_LENGTH
+        assert len(catalogue) == 0
+        catalogue.upsert(Product("p1", "text", []), unit_vectors(1, 6)[0])
+    found = catalogue.query_vector("mug")
+    assert found is None or len(found) == catalogue.dimensions
+
+
+def test_the_required_length_holds_in_a_space_of_texts_too() -> None:
+    catalogue = Catalogue(encoder_space="text", encoder_dimensions=6, dimensions=4)
+    for length in (4, 6):
+        with pytest.raises(RejectedError, match="dimensions"):
+            catalogue.upsert(Product("p1", "text", []), unit_vectors(1, length)[0])
+
+
+class Walked(dict[str, Any]):
+    """A dictionary that counts how often somebody begins to walk over it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.walks = 0
+
+    def __iter__(self) -> Any:
+        self.walks += 1
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self.walks += 1
+        return super().keys()
+
+    def values(self) -> Any:
+        self.walks += 1
+        return super().values()
+
+    def items(self) -> Any:
+        self.walks += 1
+        return super().items()
+
+
+def test_nothing_that_is_done_for_one_event_or_product_walks_over_the_products() -> None:
+    """Where many were deleted from its front, even the first key of a dict is far to find."""
+    catalogue = Catalogue(
+        encoder=lambda _: unit_vectors(1, 4)[0], encoder_space="t", encoder_dimensions=4
+    )
+    for number in range(12):
+        catalogue.upsert(Product(f"p{number}", "t+x", [], "Mug"), VECTORS["b"][number])
+    walked = {name: Walked(vectors) for name, vectors in catalogue._vectors.items()}
+    catalogue._vectors = dict(walked)
+    catalogue._active_vectors = walked["t+x"]
+    details = catalogue._details = Walked(catalogue._details)
+    for number in range(6):
+        catalogue.delete(f"p{number}")
+    catalogue.upsert(Product("p1", "t+x", [], "Mug"), VECTORS["b"][1])
+    catalogue.upsert(Product("p6", "t", [], "Cup"), VECTORS["a"][6])
+    assert (catalogue.space, catalogue.dimensions) == ("t+x", 6)
+    assert catalogue.query_vector("mug") is not None
+    assert catalogue.product_vector("p7") is not None
+    assert catalogue.own_vector("p6") is not None
+    catalogue.search(VECTORS["b"][:2], 3)
+    catalogue.matches("mug", 3)
+    assert (len(catalogue), catalogue.searchable) == (7, 7)
+    assert [walked["t+x"].walks, details.walks] == [0, 0]
+
+
+def test_what_is_gone_leaves_no_slots_and_no_categories_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("udfs.catalogue._LEAST_NUMBERED", 30)
+    churned = Durable(switch_share=0.9)
+    churned.catalogue._most_numbered = 30
+    sizes = []
+    for turn in range(300):
+        # Each turn other ids, other related ones, another category; six of ten stay forever.
+        for number in (*range(6), 100 + turn):
+            related = {f"p{(number + 1) % 6}": 0.5, f"unknown{turn}": 0.25, f"p{number}": 1.0}
+            product = Product(
+                f"p{number}", "a", [], "Mug", f"c{turn}-{number % 2}", related=related
+            )
+            churned._store(churned.catalogue.upsert(product, VECTORS["a"][number % 12]))
+        churned.catalogue.matches("mug", 5)
+        churned.delete(100 + turn)
+        sizes.append(len(churned.catalogue.slots) + churned.catalogue.facts.category_count)
+    assert max(sizes) <= 60
+    # And everything is where it was.
+    restored = churned.restored()
+    assert found(churned.catalogue) == found(restored)
+    for number in range(6):
+        product_id = f"p{number}"
+        assert churned.catalogue.facts.product(product_id) == restored.facts.product(product_id)
+        assert churned.catalogue.facts.first_seen_ms(product_id) == 0
+    slots, _ = churned.catalogue.matches("mug", 10)
+    names = {churned.catalogue.slots.product_id(slot) for slot in slots.tolist()}
+    assert names == {f"p{number}" for number in range(6)}
+    held = churned.catalogue.vectors(np.array(churned.catalogue.slots.find(["p3", "gone"])))
+    np.testing.assert_array_equal(held[0], VECTORS["a"][3])
+    assert not held[1].any()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=60))
+def test_numbering_anew_at_any_time_changes_nothing(rows: list[tuple[int, int, bool]]) -> None:
+    plain, renumbered = Durable(), Durable()
+    for number, facts, is_deleted in rows:
+        for one in (plain, renumbered):
+            if is_deleted:
+                one.delete(number)
+            else:
+                product = Product(f"p{number}", "a", [], f"Mug {number}", **FACTS[facts])
+                one._store(one.catalogue.upsert(product, VECTORS["a"][number], changed_us=5000))
+        renumbered.catalogue._renumber()
+        slots = renumbered.catalogue.slots
+        assert -1 not in slots.find(renumbered.catalogue._details)
+        assert renumbered.state == plain.state
+        assert found(renumbered.catalogue) == found(plain.catalogue)
+        named = {one for at in range(12) for one in _related(renumbered, at)}
+        assert len(slots) == len(named | renumbered.catalogue._details.keys())
+        for at in range(12):
+            assert _related(renumbered, at) == _related(plain, at)
+        boosted = [_matched(one, "mug 3") for one in (renumbered, plain)]
+        assert boosted[0] == boosted[1]
+
+
+def _related(durable: Durable, number: int) -> dict[str, float]:
+    catalogue = durable.catalogue
+    slots = np.array(catalogue.slots.find([f"p{number}"]), dtype=np.intp)
+    others, weights = catalogue.facts.related(slots)
+    return {
+        catalogue.slots.product_id(slot): weight
+        for slot, weight in zip(others[0].tolist(), weights[0].tolist(), strict=True)
+        if slot >= 0
+    }
+
+
+def _matched(durable: Durable, query: str) -> dict[str, float]:
+    slots, scores = durable.catalogue.matches(query, 5)
+    return {
+        durable.catalogue.slots.product_id(slot): score
+        for slot, score in zip(slots.tolist(), scores.tolist(), strict=True)
+    }

@@ -181,3 +181,39 @@ def test_users_of_before_and_after_an_emptied_catalogue_share_a_tick() -> None:
     (batch,) = run(users, restored)
     assert len(batch.events) == 2
     assert all(one.product_ids == [] for one in batch.lists)
+
+
+def shop_of_refills() -> Catalogue:
+    """One product is bought again after ten days."""
+    made = catalogue()
+    made.upsert(Product("p7", "s", [], rebuy_days=10, rebuy_share=0.0), PRODUCTS["p7"])
+    return made
+
+
+@pytest.mark.parametrize(("days", "excluded"), [(9, ["p7"]), (11, [])])
+def test_what_may_be_bought_again_leaves_the_readers_exclusions(
+    days: int, excluded: list[str]
+) -> None:
+    """Also where it is not in the list: who fills the list up may show it."""
+    one = user("u", event("a", "purchase", "p7", NOW_MS - days * 86_400_000), event("b"))
+    config = RecommendConfig(list_length=1)
+    (batch,) = run([one], shop_of_refills(), config=config)
+    (saved,) = batch.lists
+    assert "p7" not in saved.product_ids
+    # Empty, and saved as such: what stood there before must go.
+    assert saved.excluded == excluded
+
+
+def test_what_is_disliked_stays_excluded_however_long_ago() -> None:
+    old = NOW_MS - 300 * 86_400_000
+    events = [event("a", "purchase", "p7", old), event("b", "dislike", "p7", old), event("c")]
+    (batch,) = run([user("u", *events)], shop_of_refills())
+    assert batch.lists[0].excluded == ["p7"]
+
+
+def test_the_newest_exclusions_are_saved_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommend_module, "SAVED_EXCLUSIONS", 3)
+    items = [1, 2, 3, 4, 4, 4, 2]
+    events = [event(f"e{at}", "purchase", f"p{item}") for at, item in enumerate(items)]
+    (batch,) = run([user("u", *events)], catalogue())
+    assert batch.lists[0].excluded == ["p2", "p4", "p3"]

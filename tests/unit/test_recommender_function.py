@@ -27,6 +27,7 @@ from udfs.memory import BatchReference, resolve
 from udfs.profile import Profile, ProfileConfig, decayed_sums
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import (
+    ERASE_AGAIN_MS,
     PROCESS_MODE,
     THREAD_MODE,
     ExecutionModeError,
@@ -40,6 +41,7 @@ from udfs.schemas import (
     SPACE_KEY,
     DeadLetter,
     Erasure,
+    Objection,
     Origin,
     ProductChange,
     ProductDetails,
@@ -84,6 +86,9 @@ class Backend:
     def __init__(self) -> None:
         self.key: str | None = None
         self.values: dict[str, bytes] = {}
+        """Profiles by key."""
+        self.others: dict[str, dict[str, bytes]] = {}
+        """Further value states, by name and key."""
         self.lists: dict[str, list[bytes]] = {}
         self.broadcast: dict[str, bytes] = {}
         self.timers: set[tuple[int, str]] = set()
@@ -91,10 +96,14 @@ class Backend:
     def copy(self) -> Backend:
         made = Backend()
         made.values = dict(self.values)
+        made.others = {name: dict(values) for name, values in self.others.items()}
         made.lists = {key: list(items) for key, items in self.lists.items()}
         made.broadcast = dict(self.broadcast)
         made.timers = set(self.timers)
         return made
+
+    def named(self, name: str) -> dict[str, bytes]:
+        return self.values if name == "profile" else self.others.setdefault(name, {})
 
     def current(self) -> str:
         assert self.key is not None, "keyed state without a key"
@@ -102,18 +111,19 @@ class Backend:
 
 
 class ValueState:
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, name: str) -> None:
         self._backend = backend
+        self._name = name
 
     def value(self) -> bytes | None:
-        return self._backend.values.get(self._backend.current())
+        return self._backend.named(self._name).get(self._backend.current())
 
     def update(self, value: bytes) -> None:
         assert type(value) is bytes
-        self._backend.values[self._backend.current()] = value
+        self._backend.named(self._name)[self._backend.current()] = value
 
     def clear(self) -> None:
-        self._backend.values.pop(self._backend.current(), None)
+        self._backend.named(self._name).pop(self._backend.current(), None)
 
 
 class ListState:
@@ -152,8 +162,8 @@ class RuntimeContext:
         task = SimpleNamespace(getIndexOfThisSubtask=lambda: subtask)
         self._runtime_context = SimpleNamespace(getTaskInfo=lambda: task)
 
-    def get_state(self, _descriptor: Any) -> ValueState:
-        return ValueState(self._backend)
+    def get_state(self, descriptor: Any) -> ValueState:
+        return ValueState(self._backend, descriptor.get_name())
 
     def get_list_state(self, _descriptor: Any) -> ListState:
         return ListState(self._backend)
@@ -210,15 +220,41 @@ class Harness:
         self.backend = backend or Backend()
         self.counters: dict[str, Counter] = {}
         self.out: list[SaveBatch | DeadLetter] = []
+        self.fired: list[tuple[int, str]] = []
         self._offset = 0
         self._function = RecommenderFunction(config)
         self._function.open(RuntimeContext(self.backend, self.counters, subtask))
         self._context: Any = Context(self.backend)
+        if not self.backend.broadcast:
+            self.churn()
 
-    def send(self, payload: bytes | None, user: str = "u", *, key: str | None = None) -> None:
+    def churn(self) -> None:
+        """Leave the traces of products that came and went, and came back, before a test's own."""
+        for turn in range(2):
+            for name, vector in PRODUCTS.items():
+                fields = {"embedding": vector.tolist(), "related": {"gone": 1.0, f"{turn}": 0.5}}
+                self.broadcast(name, product_json(product_id=name, **fields))
+            for name in PRODUCTS:
+                self.broadcast(name, None)
+        self.heartbeat()
+        self.out.clear()
+
+    def send(
+        self,
+        payload: bytes | None,
+        user: str = "u",
+        *,
+        key: str | None = None,
+        kafka_ms: int | None = None,
+    ) -> None:
         self.backend.key = wire_key(user) if key is None else key
         self._offset += 1
-        record = frame_record(payload, Origin(0, self._offset, self.clock.now_ms))
+        at_ms = self.clock.now_ms if kafka_ms is None else kafka_ms
+        self.deliver(frame_record(payload, Origin(0, self._offset, at_ms)), self.backend.key)
+
+    def deliver(self, record: bytes, key: str) -> None:
+        """Hand over a record as it is framed."""
+        self.backend.key = key
         self._take(self._function.process_element(record, self._context))
         self.backend.key = None
 
@@ -226,8 +262,10 @@ class Harness:
         changes = {"ts": self.clock.now_ms, "user_id": user, **changes}
         self.send(event_json(event_id=f"e{number}", **changes), user)
 
-    def broadcast(self, key: str, payload: bytes | None, partition: int = 3) -> None:
-        row = Row(key, payload, partition, 17, self.clock.now_ms)
+    def broadcast(
+        self, key: str, payload: bytes | None, partition: int = 3, offset: int = 17
+    ) -> None:
+        row = Row(key, payload, partition, offset, self.clock.now_ms)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def heartbeat(self) -> None:
@@ -245,25 +283,30 @@ class Harness:
         self.broadcast(name, product_json(**fields))
 
     def advance(self, milliseconds: int) -> None:
-        """Let time pass; timers fire in their order, each at its time."""
+        """Let time pass; timers fire in their order, a millisecond late as Flink's do.
+
+        What comes in the millisecond of a timer comes before it.
+        """
         end = self.clock.now_ms + milliseconds
-        while due := sorted(one for one in self.backend.timers if one[0] <= end):
-            self.clock.now_ms = max(self.clock.now_ms, due[0][0])
+        while due := sorted(one for one in self.backend.timers if one[0] < end):
+            self.clock.now_ms = max(self.clock.now_ms, due[0][0] + 1)
             self.fire(*due[0])
         self.clock.now_ms = end
 
     def fire(self, timestamp: int, key: str) -> None:
         self.backend.timers.remove((timestamp, key))
+        self.fired.append((timestamp, key))
         self.backend.key = key
         self._take(self._function.on_timer(timestamp, self._context))
         self.backend.key = None
 
     def batches(self) -> list[SaveBatch]:
         """What the ticks emitted."""
+        emitted = (one for one in self.out if isinstance(one, SaveBatch))
         return [
             one
-            for one in self.out
-            if isinstance(one, SaveBatch) and not one.products and not one.erasures
+            for one in emitted
+            if not (one.products or one.erasures or one.objections or one.unresolved_scope)
         ]
 
     def products_saved(self) -> list[tuple[list[ProductChange], bool]]:
@@ -322,9 +365,9 @@ def test_users_of_a_tick_are_saved_in_one_batch_at_its_end(shop: Harness) -> Non
     for number, user in enumerate(["a", "b", "a", "c"]):
         shop.event(number, user)
     assert shop.batches() == []
-    shop.advance(499)
+    shop.advance(500)
     assert shop.batches() == []
-    shop.advance(1)
+    shop.advance(1)  # the tick ends with the millisecond of its timer
     (batch,) = shop.batches()
     assert shop.listed() == ["a", "b", "c"]
     assert sorted(shop.saved()) == ["e0", "e1", "e2", "e3"]
@@ -420,7 +463,7 @@ def test_restored_events_and_new_ones_move_together(shop: Harness) -> None:
     again.advance(1000)
     assert again.count("duplicates") == 1
     assert again.count("updates") == 2
-    assert again.saved() == ["e1", "e2", "e1"]
+    assert again.saved() == ["e1", "e2"]
 
 
 def test_restored_event_is_kept_although_the_clock_went_back(shop: Harness) -> None:
@@ -514,7 +557,7 @@ def test_retry_of_a_user_touched_meanwhile_changes_nothing(clock: Clock) -> None
     shop = Harness(clock, CONFIG)
     shop.product(0)
     shop.event(1, product_id="unknown")
-    shop.advance(500)
+    shop.advance(501)
     (retry,) = shop.backend.timers
     clock.now_ms = retry[0] - 1
     shop.event(2)
@@ -540,7 +583,7 @@ def test_timers_of_a_waiting_user_do_not_pile_up(clock: Clock) -> None:
 def test_idle_user_who_left_the_state_is_forgotten_by_the_timer(clock: Clock) -> None:
     shop = Harness(clock, CONFIG)
     shop.event(1, product_id="unknown")
-    shop.advance(500)
+    shop.advance(501)
     assert shop.backend.timers
     shop.backend.values.clear()  # the TTL
     shop.advance(600_000)
@@ -612,7 +655,7 @@ def test_rejected_event_goes_whole_to_the_dead_letters(
     shop.send(payload)
     (letter,) = shop.letters()
     assert letter[:4] == ("events", "u", payload, reason)
-    assert letter.origin == Origin(0, 1, shop.clock.now_ms)
+    assert letter.origin == Origin(0, 1, START_MS)
     assert shop.backend.lists == {}
     assert shop.backend.timers == set()
     assert shop.count(f"reason.{reason.value}.dead_letters") == 1
@@ -692,13 +735,14 @@ def test_one_subtask_alone_reports_a_rejected_product(
     clock: Clock, subtask: int, letters: int
 ) -> None:
     shop = Harness(clock, CONFIG, subtask=subtask)
+    before = dict(shop.backend.broadcast)
     shop.broadcast("p0", product_json(embedding=[0, 0]))
     assert len(shop.letters()) == letters
     for letter in shop.letters():
         assert letter.topic == "catalogue"
         assert letter.reason is Reason.INVALID_VECTOR
         assert letter.origin == Origin(3, 17, clock.now_ms)
-    assert shop.backend.broadcast == {}
+    assert shop.backend.broadcast == before
 
 
 def test_rejected_product_keeps_the_one_before(shop: Harness) -> None:
@@ -897,6 +941,12 @@ def test_product_on_its_way_is_saved_again_after_a_restore(clock: Clock) -> None
     assert [change.new.product_id for change in changes if change.new] == ["p4"]
 
 
+def erase(shop: Harness, user: str = "u", **changes: object) -> Erasure:
+    """Let a user be erased now; returns what the writer is told at once."""
+    shop.event(0, user, type="erase", product_id=None, **changes)
+    return shop.erasures()[-1]
+
+
 def test_erased_user_leaves_state_memory_and_rows(shop: Harness) -> None:
     shop.event(1, ts=shop.clock.now_ms - 86_400_000)
     shop.event(2, "other")
@@ -904,37 +954,519 @@ def test_erased_user_leaves_state_memory_and_rows(shop: Harness) -> None:
     generation_us = shop.profile().generation_us
     shop.event(3)
     asked_ms = shop.clock.now_ms
-    shop.event(4, type="erase", product_id=None)
-    (erasure,) = shop.erasures()
+    erasure = erase(shop)
     assert erasure[:3] == ("u", asked_ms, asked_ms - 1000 - 86_400_000)
     assert erasure.erased_us > generation_us
-    assert set(shop.backend.values) == {"other"}
+    assert not erasure.repeated
+    kept = shop.profile()
+    assert (kept.interactions(), kept.excluded(), kept.sums.size) == ([], [], 0)
     assert shop.backend.lists == {}
     shop.advance(10_000)
     assert "e3" not in shop.saved()  # it was not saved yet, and must not be now
     shop.event(5)
-    shop.advance(1000)
+    shop.advance(1001)
+    assert shop.saved()[-1] == "e5"
     assert len(shop.profile().interactions()) == 1
+    assert [one.user_id for one in shop.erasures()] == ["u"]
 
 
 def test_unknown_user_can_be_erased(shop: Harness) -> None:
-    shop.event(1, type="erase", product_id=None)
-    assert [one.user_id for one in shop.erasures()] == ["u"]
-    assert shop.backend.values == {}
+    erasure = erase(shop)
+    assert (erasure.user_id, erasure.oldest_ms) == ("u", START_MS)
+
+
+def test_events_of_before_an_erasure_do_not_revive_the_user(shop: Harness) -> None:
+    shop.event(1)
+    shop.advance(1001)
+    asked_ms = shop.clock.now_ms
+    erase(shop)
+    shop.advance(5000)
+    # On its way for long; replayed from the dead letters, with the record's own time; and both
+    # from before there was a record's time.
+    shop.send(event_json(event_id="late", ts=asked_ms), kafka_ms=shop.clock.now_ms)
+    shop.send(event_json(event_id="replayed", ts=asked_ms + 60_000), kafka_ms=asked_ms)
+    shop.deliver(b"0 9 v " + event_json(event_id="old frame", ts=asked_ms - 1), "u")
+    shop.advance(1001)
+    assert shop.saved() == ["e1"]
+    assert shop.count("erased_events") == 3
+    assert shop.profile().interactions() == []
+    assert shop.listed() == ["u"]
+    shop.deliver(b"0 10 v " + event_json(event_id="new frame", ts=asked_ms + 1), "u")
+    shop.send(event_json(event_id="new", ts=asked_ms + 1), kafka_ms=asked_ms + 1)
+    shop.advance(1001)
+    assert shop.saved() == ["e1", "new frame", "new"]
+    assert shop.count("erased_events") == 3
+
+
+def test_a_request_that_was_long_on_its_way_erases_up_to_its_record(shop: Harness) -> None:
+    shop.send(
+        event_json(event_id="gone", type="erase", product_id=None, ts=START_MS - 60_000),
+        kafka_ms=START_MS,
+    )
+    shop.send(event_json(event_id="between", ts=START_MS - 30_000), kafka_ms=START_MS + 1)
+    shop.advance(1001)
+    assert shop.saved() == []
+    assert shop.erasures()[0].requested_ms == START_MS - 60_000
+
+
+def test_a_request_from_the_future_does_not_keep_the_user_out_for_ever(shop: Harness) -> None:
+    year_ms = 365 * 86_400_000
+    shop.send(
+        event_json(event_id="gone", type="erase", product_id=None, ts=START_MS + year_ms),
+        kafka_ms=START_MS + year_ms,
+    )
+    # Nor one without a record's time.
+    payload = event_json(user_id="v", type="erase", product_id=None, ts=START_MS)
+    shop.deliver(b"0 5 v " + payload, "v")
+    shop.advance(301_000)
+    shop.event(1)
+    shop.event(2, "v")
+    shop.advance(1001)
+    assert sorted(shop.saved()) == ["e1", "e2"]
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_an_event_that_came_before_the_request_is_erased_whatever_its_time(
+    shop: Harness, *, is_saved: bool
+) -> None:
+    """Its clock was ahead. It is not dropped for its time, but goes with all there is."""
+    shop.event(1, ts=shop.clock.now_ms + 240_000)
+    if is_saved:
+        shop.advance(1001)
+    erase(shop)
+    shop.advance(2000)
+    assert shop.saved() == (["e1"] if is_saved else [])
+    assert shop.profile().interactions() == []
+    assert shop.count("erased_events") == 0
+
+
+def test_an_erased_user_who_comes_back_gets_lists_above_the_deletion(shop: Harness) -> None:
+    shop.event(1)
+    shop.advance(1001)
+    erasure = erase(shop)
+    shop.clock.now_ms -= 3_600_000  # another TaskManager, whose clock is behind
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    after_ms = erasure.erased_us // 1000 + 1
+    again.send(event_json(event_id="e2", ts=after_ms), kafka_ms=after_ms)
+    again.advance(2000)
+    (one,) = (one for batch in again.batches() for one in batch.lists)
+    assert one.generated_us > erasure.erased_us
+    second = erase(again)
+    assert second.erased_us > one.generated_us
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_an_erasure_is_repeated_for_a_day(
+    clock: Clock, shop: Harness, *, is_back: bool, is_restored: bool
+) -> None:
+    shop.event(1, ts=shop.clock.now_ms - 86_400_000)
+    shop.advance(1001)
+    first = erase(shop)
+    if is_back:
+        shop.advance(300)
+        shop.event(2)
+        shop.advance(59_000)
+        shop.event(3, product_id="unknown")  # in a tick, and with retries, as the timers fire
+    if is_restored:
+        shop = Harness(clock, CONFIG, shop.backend.copy())
+    for _ in range(200):
+        shop.advance(600_000)
+    repeated = [one for one in shop.erasures() if one.repeated]
+    assert repeated == [first._replace(repeated=True)] * len(ERASE_AGAIN_MS)
+    assert shop.backend.timers == set()
+
+
+def test_only_the_newest_of_two_erasures_is_repeated(shop: Harness) -> None:
+    erase(shop, ts=START_MS - 5)
+    shop.advance(30_000)
+    second = erase(shop)
+    assert second.requested_ms == START_MS + 30_000
+    shop.advance(2 * 86_400_000)
+    assert shop.erasures()[2:] == [second._replace(repeated=True)] * len(ERASE_AGAIN_MS)
+
+
+def test_an_erasure_looks_as_far_back_as_the_events_go(shop: Harness) -> None:
+    oldest_ms = START_MS - 300 * 86_400_000
+    shop.event(0, ts=oldest_ms)
+    for number in range(1, 150):  # far more than the log of interactions holds
+        shop.event(number)
+        shop.advance(100)
+    shop.event(150, ts=oldest_ms - 7)
+    restored = Harness(shop.clock, CONFIG, shop.backend.copy())
+    shop.advance(2000)
+    # What waits to be saved may have been saved before a failure.
+    for one in (shop, restored):
+        assert erase(one).oldest_ms == oldest_ms - 7
+
+
+def control(shop: Harness, kind: str, user: str = "u") -> None:
+    shop.event(0, user, type=kind, product_id=None)
+
+
+def objections(shop: Harness) -> list[Objection]:
+    return [one for batch in shop.out if isinstance(batch, SaveBatch) for one in batch.objections]
+
+
+def test_a_user_who_objects_has_no_profile_and_no_list_but_a_history(shop: Harness) -> None:
+    shop.event(1)
+    shop.advance(1001)
+    generation_us = shop.profile().generation_us
+    shop.event(2, product_id="p1")  # not saved yet
+    control(shop, "opt_out")
+    (objection,) = objections(shop)
+    assert objection.user_id == "u"
+    assert objection.at_us > generation_us
+    for number in range(3, 6):
+        shop.event(number, product_id="p2")
+        shop.event(number, "other")
+        shop.advance(1001)
+    shop.advance(86_400_000)
+    assert [one for one in shop.saved() if one != "e1"] == [
+        "e2", "e3", "e3", "e4", "e4", "e5", "e5",
+    ]  # fmt: skip
+    assert shop.listed() == ["u", "other", "other", "other"]
+    assert shop.profile().interactions() == []
+    assert shop.count("opted_out_events") == 4
+    assert shop.backend.timers == set()
+    # Asked for once more.
+    control(shop, "opt_out")
+    assert objections(shop)[1].at_us > objection.at_us
+
+
+def test_an_objection_ends_with_an_opt_in(shop: Harness) -> None:
+    shop.event(1)
+    control(shop, "opt_out")
+    shop.event(2, product_id="p1")  # comes before it, and moves nothing
+    control(shop, "opt_in")
+    shop.event(3, product_id="p2")
+    shop.advance(1001)
+    assert shop.saved() == ["e1", "e2", "e3"]
+    assert [item for _, _, item in shop.profile().interactions()] == ["p2"]
+    (one,) = (one for batch in shop.batches() for one in batch.lists)
+    assert one.generated_us > objections(shop)[0].at_us
+    assert shop.backend.others == {"objection": {}}
+    before = len(shop.out)
+    control(shop, "opt_in")
+    control(shop, "opt_in", "nobody")
+    assert len(shop.out) == before
+    assert set(shop.backend.values) == {"u"}
+
+
+def test_an_opt_in_after_a_restore_leaves_what_came_before_it(shop: Harness) -> None:
+    control(shop, "opt_out")
+    shop.event(1)
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    control(again, "opt_in")
+    again.advance(5000)
+    assert again.saved() == ["e1"]
+    assert again.profile().interactions() == []
+    assert again.backend.lists == {}
+
+
+def test_an_objection_outlives_the_profile(shop: Harness) -> None:
+    shop.event(1)
+    control(shop, "opt_out")
+    shop.advance(1001)
+    shop.backend.values.clear()  # the TTL
+    shop.event(2)
+    shop.advance(1001)
+    assert shop.saved() == ["e1", "e2"]
+    assert shop.listed() == []
+    assert shop.profile().opted_out
+    shop.backend.values.clear()
+    erase(shop)
+    shop.event(3, ts=shop.clock.now_ms + 1)
+    shop.advance(1001)
+    assert shop.listed() == []
+    shop.backend.values.clear()
+    control(shop, "opt_in")
+    shop.event(4)
+    shop.advance(1001)
+    assert shop.listed() == ["u"]
+
+
+def order(shop: Harness, *, ts: int) -> None:
+    for item in ("p1", "p2", "p3"):
+        shop.event(1001, type="purchase", product_id=item, ts=ts)
+
+
+def test_the_lines_of_one_order_are_saved_and_none_is_recommended(clock: Clock) -> None:
+    shop = Harness(clock, RecommenderConfig())
+    for number in range(6):
+        shop.product(number)
+    order(shop, ts=START_MS)
+    shop.advance(1001)
+    (batch,) = shop.batches()
+    saved = [(one.event.event_id, one.event.product_id) for one in batch.events]
+    assert saved == [("e1001", "p1"), ("e1001", "p2"), ("e1001", "p3")]
+    (one,) = batch.lists
+    assert set(one.product_ids) == {"p0", "p4", "p5"}
+    assert sorted(one.excluded) == ["p1", "p2", "p3"]
+    assert shop.count("duplicates") == 0
+
+
+@pytest.mark.parametrize("pause_ms", [0, 1001, 60_000])
+def test_an_event_that_comes_again_is_saved_once(shop: Harness, pause_ms: int) -> None:
+    order(shop, ts=START_MS)
+    shop.advance(pause_ms)
+    order(shop, ts=START_MS + 1500)  # a retry, whose client took the time anew
+    shop.event(2)
+    shop.advance(2000)
+    assert shop.saved() == ["e1001"] * 3 + ["e2"]
+    assert shop.count("duplicates") == 3
+    assert (shop.count("events"), shop.count("updates")) == (7, 4)
+    assert len(shop.profile().interactions()) == 4
+
+
+def test_a_replay_after_a_failure_saves_again_what_it_had_saved(shop: Harness) -> None:
+    """Nothing tells whether the rows stand; to the restored profile the events are new."""
+    order(shop, ts=START_MS)
+    barrier = shop.backend.copy()
+    shop.advance(1001)
+    assert len(shop.saved()) == 3
+    again = Harness(shop.clock, CONFIG, barrier)
+    order(again, ts=START_MS)  # what stands behind the checkpoint's offsets comes again as well
+    again.advance(2000)
+    assert again.saved() == ["e1001"] * 3
+    # A checkpoint between the lookup and a user's own timer has the old profile and all events.
+    for user in "abc":
+        shop.event(7, user)
+    tick_ms, first = min(shop.backend.timers)
+    shop.clock.now_ms = tick_ms + 1
+    shop.fire(tick_ms, first)
+    third = Harness(shop.clock, CONFIG, shop.backend.copy())
+    third.advance(2000)
+    assert sorted(one for batch in third.batches() for one in _users(batch)) == sorted(
+        set("abc") - {first}
+    )
+
+
+def _users(batch: SaveBatch) -> list[str]:
+    return [one.event.user_id for one in batch.events]
+
+
+def test_the_retries_of_a_waiting_user_are_few_and_end(shop: Harness) -> None:
+    for number in range(40):
+        shop.event(number, product_id=f"unknown-{number % 3}")
+        shop.advance(20_000)
+    assert len(shop.backend.timers) == 1
+    shop.fired.clear()
+    shop.advance(3_600_000)
+    # Each after the time already waited, at most five minutes: 20 s, 40 s, … 300 s.
+    assert len(shop.fired) <= 12 + 6
+    shop.advance(86_400_000)
+    assert shop.backend.timers == set()
+    # The next event looks by itself, and waits anew.
+    shop.event(40, product_id="unknown-9")
+    shop.advance(60_000)
+    assert len(shop.backend.timers) == 1
+
+
+def test_timers_of_earlier_versions_become_one(shop: Harness) -> None:
+    shop.event(1, product_id="p9")
+    shop.advance(1001)
+    profile = shop.profile()
+    profile.retry_ms = 0
+    shop.backend.values["u"] = profile.pack()
+    shop.backend.timers = {(shop.clock.now_ms + 10 * at, "u") for at in range(50)}
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.advance(600)
+    assert len(again.backend.timers) == 1
+
+
+PARTS = RecommenderConfig(
+    recommend=RecommendConfig(list_length=3), catalogue_ends={0: 4, 1: 3, 2: 0}
+)
+
+
+def load(shop: Harness, number: int, partition: int, offset: int) -> None:
+    fields = {"product_id": f"p{number}", "embedding": PRODUCTS[f"p{number}"].tolist()}
+    shop.broadcast(f"p{number}", product_json(**fields), partition, offset)
+
+
+def test_a_list_of_a_part_of_the_catalogue_is_made_again(clock: Clock) -> None:
+    shop = Harness(clock, PARTS)
+    load(shop, 0, 0, 0)
+    shop.event(1)
+    shop.event(2, "searcher", type="search", query="usb hub", product_id=None)
+    shop.advance(1001)
+    assert shop.profile().partial
+    load(shop, 1, 0, 3)
+    shop.heartbeat()
+    shop.advance(20_000)
+    assert shop.listed() == ["u"]
+    # Half read when the job fails over: what is left is told by the state.
+    again = Harness(clock, PARTS, shop.backend.copy())
+    load(again, 2, 1, 1)
+    again.advance(20_000)
+    assert again.listed() == []
+    load(again, 3, 1, 2)
+    again.advance(60_000)
+    assert again.listed() == ["u"]
+    (one,) = again.batches()[0].lists
+    assert len(one.product_ids) == 3
+    assert not again.profile().partial
+    assert again.backend.timers == set()
+    # A job that goes on from there has read all of it.
+    again.heartbeat()
+    third = Harness(clock, PARTS, again.backend.copy())
+    third.event(3)
+    third.advance(1001)
+    assert not third.profile().partial
+
+
+def test_a_partition_that_falls_silent_has_been_read(clock: Clock) -> None:
+    """Its last offset may be no record: the marker of a transaction, or what compaction took."""
+    shop = Harness(clock, PARTS)
+    load(shop, 0, 0, 2)
+    for at in range(40):
+        load(shop, 1, 0, 2)
+        shop.event(at)
+        shop.advance(1000)
+        shop.heartbeat()
+        assert shop.profile().partial
+    shop.advance(28_900)
+    shop.heartbeat()
+    shop.event(98)
+    shop.advance(1001)
+    assert shop.profile().partial
+    shop.heartbeat()
+    shop.event(99)
+    shop.advance(1001)
+    assert not shop.profile().partial
+
+
+def unresolved(shop: Harness) -> list[list[tuple[str, float]]]:
+    emitted = (one for one in shop.out if isinstance(one, SaveBatch))
+    return [one.unresolved for one in emitted if one.unresolved_scope == "unresolved:3"]
+
+
+def test_products_that_the_catalogue_does_not_know_are_counted_and_named(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG, subtask=3)
+    shop.product(0)
+    for at in range(30):
+        for number in range(20):
+            if number <= at:
+                item = f"wc_post_id_{number}"
+                shop.event(100 * at + number, f"u{number}", product_id=item)
+        shop.event(at)
+        shop.event(at, "s", type="search", query="mug", product_id=None)
+        shop.advance(1001)
+        shop.heartbeat()
+    assert shop.count("unresolved_events") == sum(min(at + 1, 20) for at in range(30))
+    assert unresolved(shop) == []
+    shop.advance(60_000)
+    for _ in range(3):
+        shop.heartbeat()
+    (said,) = unresolved(shop)
+    assert said == [(f"wc_post_id_{number}", 30.0 - number) for number in range(10)]
+    for _ in range(20):
+        shop.advance(60_001)
+        shop.heartbeat()
+    # It is said once that there are none any more.
+    assert unresolved(shop)[-1] == []
+    assert unresolved(shop).count([]) == 1
+
+
+def test_what_a_part_of_the_catalogue_does_not_know_is_not_unresolved(clock: Clock) -> None:
+    shop = Harness(clock, PARTS)
+    load(shop, 0, 0, 0)
+    shop.event(1, product_id="p1")
+    shop.advance(1001)
+    assert shop.count("unresolved_events") == 0
+    load(shop, 1, 0, 3)
+    load(shop, 2, 1, 2)
+    # Known, though not in the space that is searched.
+    shop.broadcast("p3", product_json(product_id="p3", space="other"), 0, 4)
+    shop.event(2, product_id="p3")
+    shop.event(3, product_id="p9")
+    shop.event(3, product_id="p9")  # a duplicate
+    shop.advance(1001)
+    assert shop.count("unresolved_events") == 1
+
+
+def test_the_write_time_of_a_product_never_goes_back(clock: Clock) -> None:
+    times: list[int] = []
+    shop = Harness(clock, CONFIG)
+    for turn in range(6):
+        shop.product(1, price=turn)
+        shop.heartbeat()
+        (change,) = shop.products_saved()[-1][0]
+        times.append(change.changed_us)
+        # The next TaskManager's clock is far behind.
+        clock.now_ms -= 3_600_000
+        shop = Harness(clock, CONFIG, shop.backend.copy())
+    assert times == sorted(set(times))
+    clock.now_ms += 86_400_000
+    shop.product(1, price=9)
+    shop.heartbeat()
+    assert shop.products_saved()[-1][0][0].changed_us >= 1000 * clock.now_ms
+
+
+def test_cycles_are_collected_by_time_under_a_load_without_a_pause(
+    clock: Clock, shop: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[int] = []
+    monkeypatch.setattr("udfs.memory.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("udfs.memory.gc", SimpleNamespace(collect=collected.append))
+    collector = shop._function._collector
+    collector._last = collector._last_full = clock.monotonic()
+    for number in range(8000):  # somebody is always in a tick, also where one ends
+        shop.event(number, f"u{number % 1000}")
+        shop.advance(5)
+        assert shop._function._touched
+        if number % 50 == 0:
+            shop.heartbeat()
+    assert len(collected) == 3
+    # Where there is a pause, and while products alone come: each second.
+    shop.advance(2000)
+    collected.clear()
+    for _ in range(40):
+        shop.product(1)
+        shop.heartbeat()
+        clock.now_ms += 250
+    assert 9 <= len(collected) <= 10
+    assert set(collected) == {1}
+    # Now and then all that there is, however long the job was idle.
+    clock.now_ms += 600_000
+    shop.heartbeat()
+    assert collected[-1] == 2
 
 
 def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
     stretch(shop, 3000)
     shop.advance(6000)
     shop.event(1)
-    shop.advance(1000)
+    shop.advance(1001)
     assert shop.saved() == ["e0", "e1"]
 
 
 def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
     payload = event_json(ts=START_MS)
     shop.send(payload)
-    assert shop.backend.lists == {"u": [b"0 1 %d v " % shop.clock.now_ms + payload]}
+    assert shop.backend.lists == {"u": [b"0 1 %d v " % START_MS + payload]}
+
+
+def test_pending_events_of_the_format_before_are_read(shop: Harness) -> None:
+    shop.event(1)
+    payload = event_json(event_id="old")
+    shop.backend.lists["u"].insert(0, b"0 1 v " + payload)
+    again = Harness(shop.clock, CONFIG, shop.backend.copy())
+    again.advance(2000)
+    assert again.saved() == ["old", "e1"]
+
+
+def test_a_record_without_a_kafka_time_is_not_judged_by_the_clock(shop: Harness) -> None:
+    ahead = event_json(ts=START_MS + 3_600_000)
+    shop.deliver(b"0 1 v " + ahead, "u")
+    assert shop.letters() == []
+    shop.send(ahead, kafka_ms=START_MS)
+    assert [letter.reason for letter in shop.letters()] == [Reason.IN_THE_FUTURE]
+    # However the clock stands when it is replayed.
+    shop.clock.now_ms += 86_400_000
+    shop.send(ahead, kafka_ms=START_MS)
+    assert len(shop.letters()) == 2
 
 
 @pytest.mark.parametrize(
