@@ -338,6 +338,16 @@ class Erasure(NamedTuple):
     """Time of the oldest event that the job remembers of the user, epoch milliseconds."""
     erased_us: int
     """Not before the newest list of the user, epoch microseconds."""
+    repeated: bool = False
+    """Whether it was carried out before: what a replica brought back since then goes too."""
+
+
+class Objection(NamedTuple):
+    """A user who is to have no profile and no list, while the events stay."""
+
+    user_id: str
+    at_us: int
+    """Not before the newest list of the user, epoch microseconds."""
 
 
 @dataclass
@@ -350,6 +360,12 @@ class SaveBatch:
     erasures: list[Erasure] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
     """Variant of each user of the events; empty where only one setting is in use."""
+    objections: list[Objection] = field(default_factory=list)
+    unresolved: list[tuple[str, float]] = field(default_factory=list)
+    """Products that users touched lately and the catalogue does not know, and how often, the most
+    frequent first; what ``unresolved_scope`` is saved as."""
+    unresolved_scope: str = ""
+    """Under which scope; empty where nothing is to be saved of them."""
     duplicates: int = 0
     updates: int = 0
     last: bool = True
