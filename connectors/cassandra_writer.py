@@ -14,7 +14,7 @@ import struct
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
@@ -360,19 +360,24 @@ class CassandraWriter:
         # Rows of a moment ago can be younger than erased_us where they had to be sent again.
         events_us = erasure.erased_us if erasure.repeated else max(erasure.erased_us, now_us)
         last = max(erasure.erased_us, now_us) // 1000 // MS_A_DAY + 1
-        deletes = [Write("delete_recommendations", (erasure.erased_us, user))]
-        deletes += [
+        writes = [Write("delete_recommendations", (erasure.erased_us, user))]
+        writes += [
             Write("delete_events", (events_us, user, _EPOCH_DAY + day))
             for day in range(self._first_day(erasure.oldest_ms, last), last + 1)
         ]
-        for write in deletes:
-            self._add_bound(write)
+        deletes = list(self._bind_all(writes))
+        for row, key in deletes:
+            self._add_row(row, key)
         self._settle()
-        done = Write("insert_erasure_done", (user, erasure.requested_ms, now_us // 1000))
+        done = self._bind(
+            Write("insert_erasure_done", (user, erasure.requested_ms, now_us // 1000))
+        )
+        if done is None or len(deletes) < len(writes):
+            return
         if overlaps(self._options.write_consistency, self._options.read_consistency):
-            self._add_bound(done)
+            self._add_row(*done)
         else:
-            self._erase_everywhere(deletes, done)
+            self._erase_everywhere([row for row, _ in deletes], done)
 
     def _first_day(self, oldest_ms: int, last: int) -> int:
         """Return the first day, since the epoch, on which an erased user can have rows."""
@@ -392,17 +397,15 @@ class CassandraWriter:
         # 0: for ever.
         return int(table.options.get("default_time_to_live", 0)) or 2**31 - 1
 
-    def _erase_everywhere(self, deletes: list[Write], done: Write) -> None:
+    def _erase_everywhere(self, deletes: list[_Row], done: tuple[_Row, bytes]) -> None:
         """Delete at consistency ALL, batch by batch, and record that it is done; nobody waits."""
-        rows = [bound[0] for write in deletes if (bound := self._bind(write)) is not None]
-        size = self._config.batch_rows
+        largest = max(row.size for row in deletes)
+        size = max(1, min(self._config.batch_rows, self._config.batch_bytes // largest))
         steps: deque[tuple[_Group, int | None]] = deque(
-            (_Group(rows[at : at + size], b""), ConsistencyLevel.ALL)
-            for at in range(0, len(rows), size)
+            (_Group(deletes[at : at + size], b""), ConsistencyLevel.ALL)
+            for at in range(0, len(deletes), size)
         )
-        recorded = self._bind(done)
-        if recorded is not None:
-            steps.append((_Group([recorded[0]], recorded[1]), None))
+        steps.append((_Group([done[0]], done[1]), None))
 
         def failed(error: BaseException) -> None:
             # In the driver's thread; `drain` of the next tick reports it.
@@ -430,8 +433,19 @@ class CassandraWriter:
         """Add a row of a statement that is not worth a serialiser of its own."""
         bound = self._bind(write)
         if bound is not None:
-            row, key = bound
-            self._add(None if self._ring.single else self._ring.replica(key), row, key)
+            self._add_row(*bound)
+
+    def _add_row(self, row: _Row, routing_key: bytes) -> None:
+        replica = None if self._ring.single else self._ring.replica(routing_key)
+        self._add(replica, row, routing_key)
+
+    def _bind_all(self, writes: Iterable[Write]) -> Iterator[tuple[_Row, bytes]]:
+        """Yield the rows of statements that belong together, up to one that is refused."""
+        for write in writes:
+            bound = self._bind(write)
+            if bound is None:
+                return
+            yield bound
 
     def _bind(self, write: Write) -> tuple[_Row, bytes] | None:
         """Return the row of a statement and its routing key; None where it cannot be serialised."""
@@ -583,7 +597,6 @@ class CassandraWriter:
 
     def _refuse(self, source: _Source, error: Exception) -> None:
         """Report a row that no attempt will save."""
-        logger.warning("a row is refused for good: %s", error)
         if isinstance(source, PendingEvent):
             self._report.refused.append(RefusedEvent(source, str(error)))
             return
