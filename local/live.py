@@ -123,34 +123,12 @@ class Watch:
         if time.monotonic() - self._tables_at < _TABLES_EVERY_S:
             return self._tables
         self._tables_at = time.monotonic()
-        scopes = ", ".join(f"'{UNRESOLVED_SCOPE}:{at}'" for at in range(_MOST_SUBTASKS))
-        lists = (
-            "SELECT items, toUnixTimestamp(generated_at) AS at_ms"
-            f" FROM {self._keyspace}.trending WHERE scope IN ({scopes})"
-        )
         try:
             with self._stack.cassandra.cluster(5.0) as cluster:
-                session = cluster.connect()
-                found = list(session.execute(lists))
-                erasures = list(session.execute(statement("scan_erasures", self._keyspace)))
+                now_ms = time.time_ns() // 1_000_000
+                self._tables = read_tables(cluster.connect(), self._keyspace, now_ms)
         except (DriverException, NoHostAvailable, OSError):
             self._tables = Tables()
-            return self._tables
-        since = time.time_ns() // 1_000_000 - _EXAMPLES_MS
-        examples = {
-            product_id: count
-            for row in found
-            if row.at_ms >= since
-            for product_id, count in row.items or ()
-        }
-        self._tables = Tables(
-            tuple(sorted(examples, key=lambda one: -examples[one])[:5]),
-            sum(
-                one.requested_at is not None
-                and (one.done_for is None or one.done_for < one.requested_at)
-                for one in erasures
-            ),
-        )
         return self._tables
 
     def _recommended(self) -> tuple[tuple[str, float], ...]:
@@ -163,6 +141,25 @@ class Watch:
             )
         except (requests.RequestException, ValueError, KeyError, AttributeError, TypeError):
             return ()
+
+
+def read_tables(session: Any, keyspace: str, now_ms: int) -> Tables:
+    """Read the examples of unresolved products, most frequent first, and count open erasures."""
+    scopes = ", ".join(f"'{UNRESOLVED_SCOPE}:{at}'" for at in range(_MOST_SUBTASKS))
+    found = session.execute(
+        "SELECT items, toUnixTimestamp(generated_at) AS at_ms"
+        f" FROM {keyspace}.trending WHERE scope IN ({scopes})"
+    )
+    examples: dict[str, float] = {}
+    for row in found:
+        if row.at_ms >= now_ms - _EXAMPLES_MS:
+            for product_id, count in row.items or ():
+                examples[product_id] = examples.get(product_id, 0.0) + count
+    waiting = sum(
+        one.requested_at is not None and (one.done_for is None or one.done_for < one.requested_at)
+        for one in session.execute(statement("scan_erasures", keyspace))
+    )
+    return Tables(tuple(sorted(examples, key=lambda one: -examples[one])[:5]), waiting)
 
 
 def service_counts(metrics: str) -> dict[str, float]:

@@ -14,12 +14,14 @@ import pytest
 from connectors.cassandra_schema import DEFAULT_EVENT_TTL_DAYS, create_schema
 from connectors.cassandra_session import CassandraOptions, Silence, connect
 from connectors.cassandra_writer import CassandraWriter, WaitInterruptedError, WriterConfig
+from connectors.erasure_tool import erased_users
 from connectors.recommendation_store import (
     CassandraRecommendationStore,
     Erasure,
     LazyRecommendationStore,
 )
 from local.cassandra_server import CassandraServer
+from local.live import Tables, read_tables
 from local.processes import Guardian, free_ports
 from tests.integration.helpers import eventually
 from tests.unit.builders import event, pending, saved_list
@@ -295,6 +297,24 @@ class TestErasure:
         writer.drain()
         assert store.recommendations("u") is None
         assert times_of(session, "u") == [now]
+
+
+def test_status_reads_examples_of_unresolved_products_and_open_erasures(
+    writer: CassandraWriter, store: CassandraRecommendationStore, session: Any
+) -> None:
+    writer.save(
+        SaveBatch(unresolved=[("wc_1", 2.0), ("wc_2", 5.0)], unresolved_scope="unresolved:0")
+    )
+    writer.save(SaveBatch(unresolved=[("wc_1", 4.0)], unresolved_scope="unresolved:3"))
+    writer.drain()
+    store.request_erasure("open", 10)
+    store.request_erasure("done", 10)
+    session.execute(
+        f"INSERT INTO {KEYSPACE}.erasures (user_id, done_for, done_at) VALUES ('done', 10, 11)"
+    )
+    assert read_tables(session, KEYSPACE, now_ms()) == Tables(("wc_1", "wc_2"), 1)
+    assert read_tables(session, KEYSPACE, now_ms() + DAY) == Tables((), 1)
+    assert erased_users(session, KEYSPACE) == ["done", "open"]
 
 
 def _is_done(store: CassandraRecommendationStore, user: str) -> bool:
