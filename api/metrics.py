@@ -23,6 +23,7 @@ from api.catalogue_memory import CatalogueMemory
 from api.operations import Answer, Operation, route
 from api.shared import FOLDER_VARIABLE
 from connectors.event_client import Counts
+from udfs.schemas import Reason
 
 _SECONDS = Histogram(
     "recommender_api_request_seconds",
@@ -41,6 +42,12 @@ _EVENTS = Counter(
     "Events by what became of them: sent (put into the buffer), delivered, failed, dropped.",
     ("outcome",),
 )
+# By `udfs.schemas.Reason`. Made with all of them: a rate cannot see a counter's first value.
+REFUSED = Counter(
+    "recommender_api_events_refused", "Events of requests that were refused.", ("reason",)
+)
+for _reason in Reason:
+    REFUSED.labels(_reason.value)
 _PRODUCTS = Gauge(
     "recommender_api_catalogue_products",
     "Products in a worker's memory.",

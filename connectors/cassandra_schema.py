@@ -20,6 +20,8 @@ SECONDS_A_DAY: Final = 86_400
 MAX_EVENT_TTL_DAYS: Final = 20 * 365
 # How long the record of an erasure is kept: it names a user, so it may not stay for ever either.
 ERASURE_TTL_DAYS: Final = 30
+# Between the id of an event and its product, see `stored_event_id`.
+_ID_SEPARATOR: Final = "\x1f"
 # Partitions over which the whole catalogue is spread: 62,500 rows each at a million products.
 CATALOGUE_BUCKETS: Final = 16
 
@@ -64,6 +66,7 @@ CREATE TABLE IF NOT EXISTS {keyspace}.recommendations_by_user (
 #  - read_repair NONE: a blocking read repair writes old rows into the newest window and keeps its
 #    SSTable alive for another TTL. Nothing reads its own history back to decide something, so
 #    monotonic reads are not needed.
+#  - event_id is `stored_event_id`: lines of one order may share an id, and each is an event.
 #  - gc_grace_seconds stays at ten days: with a TTL alone one day would do and save a tenth of the
 #    disk, but an erased user must stay erased when a node returns after a week.
 _CREATE_EVENTS: Final = """
@@ -142,7 +145,8 @@ CREATE TABLE IF NOT EXISTS {keyspace}.products_by_scope (
 """
 
 # Lists that belong to nobody: scope is 'all' or 'category:<name>' (decayed counts), 'newest' or
-# 'newest:<category>' (the score is the time of first sight, epoch seconds).
+# 'newest:<category>' (the score is the time of first sight, epoch seconds), or 'unresolved:<n>'
+# (examples of products that subtask n met in events and does not find in the catalogue).
 _CREATE_TRENDING: Final = """
 CREATE TABLE IF NOT EXISTS {keyspace}.trending (
     scope text PRIMARY KEY,
@@ -187,23 +191,19 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "create_trending": _CREATE_TRENDING,
         "create_erasures": _CREATE_ERASURES,
         # The timestamp (epoch microseconds) is the generation, so that the newest list wins
-        # whatever the order of arrival.
+        # whatever the order of arrival. The TTL (seconds) is the profile's: a list names products
+        # and searches of its user, and must not outlive what it was made from. Every column is
+        # written each time, also an empty one: what is left out would keep its older value.
         "insert_recommendations": (
             "INSERT INTO {keyspace}.recommendations_by_user"
-            " (user_id, items, space, event_ts, generated_at, variant)"
-            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+            " (user_id, items, space, event_ts, generated_at, variant, excluded)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ? AND TTL ?"
         ),
         # Bind UNSET_VALUE, never None, for what an event does not have: None writes a tombstone.
         "insert_event": (
             "INSERT INTO {keyspace}.events_by_user_day"
             f" (user_id, day, {_EVENT_COLUMNS})"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        ),
-        # The same with what the user bought or disliked, newest first.
-        "insert_recommendations_and_excluded": (
-            "INSERT INTO {keyspace}.recommendations_by_user"
-            " (user_id, items, space, event_ts, generated_at, variant, excluded)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         ),
         "select_recommendations": (
             "SELECT items, space, event_ts, generated_at, excluded, variant"
@@ -267,9 +267,13 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "delete_recommendations": (
             "DELETE FROM {keyspace}.recommendations_by_user USING TIMESTAMP ? WHERE user_id = ?"
         ),
+        # With a timestamp, so that a deletion that is repeated later takes nothing newer.
         "delete_events": (
-            "DELETE FROM {keyspace}.events_by_user_day WHERE user_id = ? AND day = ?"
+            "DELETE FROM {keyspace}.events_by_user_day USING TIMESTAMP ?"
+            " WHERE user_id = ? AND day = ?"
         ),
+        # All erasures of the last `ERASURE_TTL_DAYS`: for a person who looks what waits.
+        "scan_erasures": "SELECT user_id, requested_at, done_for FROM {keyspace}.erasures",
     }
 )
 
@@ -279,6 +283,8 @@ _CREATE_TABLES: Final = tuple(
 
 ALL_SCOPE: Final = "all"
 NEWEST_SCOPE: Final = "newest"
+# Before the number of a subtask: products that users touch and the catalogue does not have.
+UNRESOLVED_SCOPE: Final = "unresolved"
 
 
 class SchemaError(RuntimeError):
@@ -308,6 +314,28 @@ def statement(name: str, keyspace: str) -> str:
         ValueError: The keyspace's name is not valid.
     """
     return CQL[name].format(keyspace=validate_keyspace(keyspace))
+
+
+def table_of(name: str) -> str:
+    """Return the table of the data statement ``name`` of `CQL`.
+
+    Raises:
+        KeyError: There is no such statement.
+    """
+    return CQL[name].partition("{keyspace}.")[2].split()[0]
+
+
+def stored_event_id(event_id: str, product_id: str | None) -> str:
+    """Return the clustering value of an event: its id, and the product that it is of.
+
+    `event_id_of` undoes it. Rows of earlier versions have the id alone.
+    """
+    return event_id if product_id is None else f"{event_id}{_ID_SEPARATOR}{product_id}"
+
+
+def event_id_of(stored: str, product_id: str | None) -> str:
+    """Return the id of the event whose row has the clustering value ``stored``."""
+    return stored if product_id is None else stored.removesuffix(f"{_ID_SEPARATOR}{product_id}")
 
 
 def category_scope(category: str) -> str:

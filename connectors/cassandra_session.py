@@ -6,13 +6,15 @@ import logging
 import math
 import os
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from cassandra import ConsistencyLevel
+from cassandra import ConsistencyLevel, OperationTimedOut
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.policies import (
     DCAwareRoundRobinPolicy,
     ExponentialReconnectionPolicy,
@@ -31,6 +33,10 @@ READ_PROFILE: Final = "read"
 WRITE_PROFILE: Final = "write"
 
 _CONSISTENCIES: Final = ("ONE", "LOCAL_ONE", "TWO", "THREE", "QUORUM", "LOCAL_QUORUM", "ALL")
+
+# What says that no server has answered; any other error is an answer.
+UNANSWERED: Final = (NoHostAvailable, OperationTimedOut, ConnectionException, ConnectionBusy)
+RECONNECT_AFTER_SECONDS: Final = 5.0
 
 # A schema change waits for all nodes and may flush; it happens once, at deployment.
 _SCHEMA_TIMEOUT_SECONDS: Final = 30.0
@@ -265,6 +271,47 @@ def connect(options: CassandraOptions, *, role: str) -> tuple[Cluster, Any]:
         raise
     session.client_protocol_handler = ReadProtocolHandler
     return cluster, session
+
+
+class Silence:
+    """Tells when nobody has answered for so long that a new connection is worth a try.
+
+    The driver resolves the names of its contact points once, and afterwards only tries the
+    addresses that it has learnt. A cluster that comes back under other addresses behind the same
+    name is found by a new connection alone.
+
+    Args:
+        seconds: Of silence before the first try, and between two.
+    """
+
+    def __init__(self, seconds: float = RECONNECT_AFTER_SECONDS) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def end(self) -> None:
+        """Note that a server has answered."""
+        self._since = None
+
+    def lasts(self) -> bool:
+        """Note that nobody has answered; return whether it is time for a new connection."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            return False
+        if now - self._since < self._seconds:
+            return False
+        self._since = now
+        return True
+
+
+def overlaps(write_consistency: str, read_consistency: str) -> bool:
+    """Tell whether a read meets every acknowledged write, whatever the replication factor.
+
+    Two quorums do where they are of one kind, and LOCAL_QUORUM of one data centre.
+    """
+    return "ALL" in (write_consistency, read_consistency) or (
+        write_consistency == read_consistency and write_consistency in ("QUORUM", "LOCAL_QUORUM")
+    )
 
 
 def check_data_center(

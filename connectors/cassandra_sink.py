@@ -17,7 +17,7 @@ from connectors.cassandra_writer import Writer, WriteReport
 from connectors.dead_letters import to_row
 from udfs.memory import BatchReference, resolve
 from udfs.metrics import METRIC_GROUP, Gauge, WindowedQuantiles
-from udfs.schemas import DeadLetter, Reason, SaveBatch, split_record
+from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch, split_record
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,26 @@ class Closeable(Protocol):
 
 _Closeable = TypeVar("_Closeable", bound=Closeable)
 
+# The topic header of a refused row that is no event: it came out of the job, not out of Kafka.
+_TABLE_TOPIC: Final = "cassandra:{}"
+_NOWHERE: Final = Origin(-1, -1)
+
 # Writers of this process by the native id of their task's thread.
 _writers: dict[int, Closeable] = {}
 _THREADS: Final = Path("/proc/self/task")
+
+
+def task_interrupted() -> bool:
+    """Whether Flink has asked the thread that calls to end, as it does when it cancels its task.
+
+    Flink interrupts a task's thread; Python code in it does not notice that by itself, and what
+    waits on makes Flink's watchdog end the whole TaskManager.
+    """
+    try:
+        from pemja import findClass  # there in thread mode only
+    except ImportError:
+        return False
+    return bool(findClass("java.lang.Thread").currentThread().isInterrupted())
 
 
 def close_orphans() -> None:
@@ -100,6 +117,9 @@ class CassandraSink(ProcessFunction):
         self._retries = group.counter("write_retries")
         self._rows = group.counter("rows_written")
         self._refused = group.add_group("reason", Reason.REFUSED.value).counter("refused_events")
+        self._refused_rows = group.counter("refused_rows")
+        self._reconnects = group.counter("reconnects")
+        self._unconfirmed = group.counter("erasures_unconfirmed")
 
     def process_element(
         self, value: SaveBatch | BatchReference | DeadLetter, _ctx: ProcessFunction.Context
@@ -130,16 +150,19 @@ class CassandraSink(ProcessFunction):
         self._retries.inc(report.retries)
         self._rows.inc(report.rows)
         self._refused.inc(len(report.refused))
+        self._refused_rows.inc(len(report.refused_rows))
+        self._reconnects.inc(report.reconnects)
+        self._unconfirmed.inc(report.erasures_unconfirmed)
         for refused in report.refused:
-            pending = refused.pending
-            payload, origin = split_record(pending.record)
-            yield to_row(
-                DeadLetter(
-                    self._events_topic,
-                    pending.event.user_id.encode().decode("latin-1"),
-                    payload,
-                    Reason.REFUSED,
-                    refused.detail,
-                    origin,
-                )
-            )
+            event = refused.pending.event
+            payload, origin = split_record(refused.pending.record)
+            yield _letter(self._events_topic, event.user_id, payload, refused.detail, origin)
+        for row in report.refused_rows:
+            topic = _TABLE_TOPIC.format(row.table)
+            yield _letter(topic, row.key, row.row, row.detail, _NOWHERE)
+
+
+def _letter(topic: str, key: str, payload: bytes | None, detail: str, origin: Origin) -> Row:
+    # A key on the wire is bytes, one a character.
+    wire = key.encode("utf-8", "replace").decode("latin-1")
+    return to_row(DeadLetter(topic, wire, payload, Reason.REFUSED, detail, origin))

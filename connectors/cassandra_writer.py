@@ -6,6 +6,7 @@ the rest of a row: the columns are known and few. The driver sends them as they 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -13,12 +14,14 @@ import struct
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final, NamedTuple, Protocol
 
 from cassandra import (
     AuthenticationFailed,
+    ConsistencyLevel,
     InvalidRequest,
     OperationTimedOut,
     RequestExecutionException,
@@ -37,13 +40,23 @@ from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 from connectors.cassandra_schema import (
     DEFAULT_EVENT_TTL_DAYS,
     MAX_EVENT_TTL_DAYS,
+    SECONDS_A_DAY,
     statement,
+    stored_event_id,
+    table_of,
 )
-from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
-from connectors.product_rows import ProductRow, product_writes
+from connectors.cassandra_session import (
+    RECONNECT_AFTER_SECONDS,
+    UNANSWERED,
+    WRITE_PROFILE,
+    CassandraOptions,
+    Silence,
+    connect,
+    overlaps,
+)
+from connectors.product_rows import ProductRow, Write, product_writes
 from udfs.schemas import (
     EVENT_TYPES,
-    MAX_FUTURE_MS,
     MS_A_DAY,
     Erasure,
     Event,
@@ -54,8 +67,6 @@ from udfs.schemas import (
 
 logger = logging.getLogger(__name__)
 
-# What the list shows as the reason of an item that is near to the user's profile.
-
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
 _UINT32: Final = struct.Struct(">I")
@@ -63,8 +74,18 @@ _UINT32: Final = struct.Struct(">I")
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
 _FLOAT_LENGTH: Final = _INT32.pack(4)
-# Values of ``insert_recommendations``.
-_LIST_VALUES: Final = 7
+_INSERT_LIST: Final = "insert_recommendations"
+_INSERT_EVENT: Final = "insert_event"
+# The driver counts the rows of a batch in two bytes.
+_MAX_BATCH_ROWS: Final = 65_535
+# Longest time asleep between two looks at whether the wait shall end. Flink's watchdog ends a
+# TaskManager whose task has not ended 180 s after its cancellation (task.cancellation.timeout).
+_LONGEST_SLEEP_S: Final = 5.0
+# What serialising raises for a value that no server could take: a part of a key above 65,535
+# bytes, text that is no UTF-8, a number outside of its column's range.
+_UNSERIALISABLE: Final = (struct.error, UnicodeError, OverflowError, TypeError)
+# Where rows dated far back begin to be looked for: events of earlier times are refused.
+_FIRST_DAY: Final = 10_957  # 2000-01-01
 # Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
 _PREFIX_CACHE: Final = 500_000
 
@@ -97,13 +118,26 @@ class WriterConfig:
     """Wait before the first retry, seconds; doubled a retry, with jitter."""
     backoff_max_s: float = 5.0
     """Longest wait between retries, seconds. There is no last retry: the job waits."""
+    reconnect_after_s: float = RECONNECT_AFTER_SECONDS
+    """Silence of all servers after which the contact points are resolved again, seconds."""
+    list_ttl_seconds: int = 90 * SECONDS_A_DAY
+    """How long a list is kept: as long as the profile of its user. At most 20 years."""
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through."""
-        for name in ("batch_bytes", "batch_rows", "in_flight"):
+        for name in ("batch_bytes", "batch_rows", "in_flight", "list_ttl_seconds"):
             if getattr(self, name) < 1:
                 msg = f"{name} must be positive"
                 raise ValueError(msg)
+        if self.batch_rows > _MAX_BATCH_ROWS:
+            msg = f"batch_rows must be at most {_MAX_BATCH_ROWS}"
+            raise ValueError(msg)
+        if self.list_ttl_seconds > MAX_EVENT_TTL_DAYS * SECONDS_A_DAY:
+            msg = f"list_ttl_seconds must be at most {MAX_EVENT_TTL_DAYS} days"
+            raise ValueError(msg)
+        if not self.reconnect_after_s >= 0:
+            msg = "reconnect_after_s must not be negative"
+            raise ValueError(msg)
         if not 0 < self.backoff_first_s <= self.backoff_max_s:
             msg = "backoff_first_s must be above 0 and at most backoff_max_s"
             raise ValueError(msg)
@@ -116,13 +150,31 @@ class RefusedEvent(NamedTuple):
     detail: str
 
 
+class RefusedRow(NamedTuple):
+    """A row of another kind that Cassandra will never take, and why."""
+
+    table: str
+    key: str
+    row: bytes
+    """The row, JSON."""
+    detail: str
+
+
+class WaitInterruptedError(RuntimeError):
+    """The wait for Cassandra has ended because the task shall end."""
+
+
 @dataclass
 class WriteReport:
     """What a drained writer has done since the last report."""
 
     refused: list[RefusedEvent] = field(default_factory=list)
+    refused_rows: list[RefusedRow] = field(default_factory=list)
     retries: int = 0
     rows: int = 0
+    reconnects: int = 0
+    erasures_unconfirmed: int = 0
+    """Erasures of which not every replica has taken part; they are tried again."""
     latencies_ms: list[float] = field(default_factory=list)
     """Time from sending a batch to its acknowledgement, one a batch."""
 
@@ -140,11 +192,15 @@ class Writer(Protocol):
         """Let go of connections."""
 
 
+# What a row was made of, to name it where the server refuses it.
+_Source = PendingEvent | SavedList | Write
+
+
 class _Row(NamedTuple):
-    query_id: bytes
+    statement: str
     values: list[Any]
     size: int
-    pending: PendingEvent | None
+    source: _Source
 
 
 class _Group(NamedTuple):
@@ -172,25 +228,28 @@ class CassandraWriter:
         config: WriterConfig,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Connect and prepare the statements.
+
+        Args:
+            options: Where Cassandra is.
+            config: How to group and retry.
+            sleep: Waits.
+            interrupted: Whether a wait for Cassandra shall end.
 
         Raises:
             cassandra.cluster.NoHostAvailable: Cassandra cannot be reached.
         """
+        self._options = options
         self._config = config
         self._sleep = sleep
-        self._cluster, self._session = connect(options, role="job")
+        self._interrupted = interrupted
         self._keyspace = options.keyspace
-        self._insert_list = self._session.prepare(
-            statement("insert_recommendations", options.keyspace)
-        )
-        self._insert_list_and_excluded = self._session.prepare(
-            statement("insert_recommendations_and_excluded", options.keyspace)
-        )
-        self._insert_event = self._session.prepare(statement("insert_event", options.keyspace))
-        self._prepared: dict[str, Any] = {}
-        self._ring = _Ring(self._cluster.metadata, options.keyspace)
+        # Retried here, where the wait holds back the stream, and not blindly inside the driver.
+        self._retry_policy = FallthroughRetryPolicy()
+        self._silence = Silence(config.reconnect_after_s)
+        self._list_ttl = _INT32.pack(config.list_ttl_seconds)
         self._open: dict[object, list[_Row]] = {}
         self._open_bytes: dict[object, int] = {}
         self._open_keys: dict[object, bytes] = {}
@@ -198,35 +257,44 @@ class CassandraWriter:
         self._report = WriteReport()
         self._acknowledged_at = -math.inf
         self._prefixes: dict[str, bytes] = {}
-        # Retried here, where the wait holds back the stream, and not blindly inside the driver.
-        self._retry_policy = FallthroughRetryPolicy()
+        self._prepared: dict[str, Any] = {}
+        self._connect((_INSERT_LIST, _INSERT_EVENT))
 
     def save(self, batch: SaveBatch) -> None:
         """Serialise and send a batch; blocks while ``in_flight`` batches are unacknowledged."""
-        list_id, event_id = self._insert_list.query_id, self._insert_event.query_id
-        excluded_id = self._insert_list_and_excluded.query_id
         self._ring.refresh()
         single = self._ring.single
         for saved in batch.lists:
-            values, size = encode_list(saved, self._prefix)
-            query_id = list_id if len(values) == _LIST_VALUES else excluded_id
+            try:
+                values, size = encode_list(saved, self._list_ttl, self._prefix)
+            except _UNSERIALISABLE as error:
+                self._refuse(saved, error)
+                continue
             self._add(
                 None if single else self._ring.replica(values[0]),
-                _Row(query_id, values, size, None),
+                _Row(_INSERT_LIST, values, size, saved),
                 values[0],
             )
         for pending in batch.events:
-            values, size = encode_event(pending.event, batch.variants.get(pending.event.user_id))
-            if single:
-                self._add(None, _Row(event_id, values, size, pending), b"")
-            else:
-                key = _composite_key(values[0], values[1])
-                self._add(self._ring.replica(key), _Row(event_id, values, size, pending), key)
+            try:
+                values, size = encode_event(
+                    pending.event, batch.variants.get(pending.event.user_id)
+                )
+                key = b"" if single else _composite_key(values[0], values[1])
+            except _UNSERIALISABLE as error:
+                self._refuse(pending, error)
+                continue
+            replica = None if single else self._ring.replica(key)
+            self._add(replica, _Row(_INSERT_EVENT, values, size, pending), key)
         for change in batch.products:
             at_ms = change.changed_us // 1000
             old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
             for write in product_writes(old, new, change.changed_us):
-                self._add_bound(write.statement, write.values)
+                self._add_bound(write)
+        for objection in batch.objections:
+            self._add_bound(Write("delete_recommendations", (objection.at_us, objection.user_id)))
+        if batch.unresolved_scope:
+            self.save_scope(batch.unresolved_scope, batch.unresolved, time.time_ns() // 1_000_000)
         for erasure in batch.erasures:
             self._erase(erasure)
         if batch.products:
@@ -236,13 +304,11 @@ class CassandraWriter:
     def save_scope(self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int) -> None:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
         self._ring.refresh()
-        self._add_bound("insert_trending", (scope, items, generated_ms))
+        self._add_bound(Write("insert_trending", (scope, items, generated_ms)))
 
     def drain(self) -> WriteReport:
         """Send what is grouped, wait until all of it is acknowledged, and report."""
-        self._send_all()
-        while self._flights:
-            self._land()
+        self._settle()
         report, self._report = self._report, WriteReport()
         return report
 
@@ -258,33 +324,156 @@ class CassandraWriter:
             prefix = self._prefixes[product_id] = item_prefix(product_id)
         return prefix
 
-    def _erase(self, erasure: Erasure) -> None:
-        """Delete a user's rows; what was written before stands by then, and is deleted too."""
-        self._send_all()
-        while self._flights:
-            self._land()
-        user, erased_ms = erasure.user_id, erasure.erased_us // 1000
-        self._add_bound("delete_recommendations", (erasure.erased_us, user))
-        last = (erased_ms + MAX_FUTURE_MS) // MS_A_DAY
-        first = min(erasure.oldest_ms // MS_A_DAY, last - DEFAULT_EVENT_TTL_DAYS - 1)
-        for day in range(max(first, last - MAX_EVENT_TTL_DAYS), last + 1):
-            self._add_bound("delete_events", (user, _EPOCH_DAY + day))
-        self._send_all()
-        while self._flights:
-            self._land()
-        self._add_bound("insert_erasure_done", (user, erasure.requested_ms, erased_ms))
+    def _connect(self, names: Iterable[str]) -> None:
+        """Connect, prepare the statements ``names``, and only then let go of what was before."""
+        cluster, session = connect(self._options, role="job")
+        try:
+            prepared = {name: session.prepare(statement(name, self._keyspace)) for name in names}
+        except BaseException:
+            cluster.shutdown()
+            raise
+        before = getattr(self, "_cluster", None)
+        self._cluster, self._session, self._prepared = cluster, session, prepared
+        self._ring = _Ring(cluster.metadata, self._keyspace)
+        self._ring.refresh()
+        if before is not None:
+            before.shutdown()
 
-    def _add_bound(self, name: str, values: tuple[Any, ...]) -> None:
+    def _reconnect(self) -> None:
+        """Resolve the contact points again and go on there, if somebody answers."""
+        try:
+            self._connect(tuple(self._prepared))
+        except Exception as error:
+            # Whatever it is, what the driver knows already is tried on.
+            logger.warning("no new connection to Cassandra: %s", error)
+        else:
+            self._report.reconnects += 1
+            logger.warning("connected to Cassandra anew, as it did not answer where it was")
+
+    def _erase(self, erasure: Erasure) -> None:
+        """Delete a user's rows; what was written before stands by then, and is deleted too.
+
+        It is done when a read cannot meet a replica that has not taken part: at once where the
+        levels of writes and reads overlap, else when all replicas have answered. For that nobody
+        waits; the job erases again for a day.
+        """
+        self._settle()
+        user, now_us = erasure.user_id, time.time_ns() // 1000
+        # Rows of a moment ago can be younger than erased_us where they had to be sent again.
+        events_us = erasure.erased_us if erasure.repeated else max(erasure.erased_us, now_us)
+        last = max(erasure.erased_us, now_us) // 1000 // MS_A_DAY + 1
+        writes = [Write("delete_recommendations", (erasure.erased_us, user))]
+        writes += [
+            Write("delete_events", (events_us, user, _EPOCH_DAY + day))
+            for day in range(self._first_day(erasure.oldest_ms, last), last + 1)
+        ]
+        deletes = list(self._bind_all(writes))
+        for row, key in deletes:
+            self._add_row(row, key)
+        self._settle()
+        done = self._bind(
+            Write("insert_erasure_done", (user, erasure.requested_ms, now_us // 1000))
+        )
+        if done is None or len(deletes) < len(writes):
+            return
+        if overlaps(self._options.write_consistency, self._options.read_consistency):
+            self._add_row(*done)
+        else:
+            self._erase_everywhere([row for row, _ in deletes], done)
+
+    def _first_day(self, oldest_ms: int, last: int) -> int:
+        """Return the first day, since the epoch, on which an erased user can have rows."""
+        ttl_seconds = self._event_ttl_seconds()
+        oldest = max(0, oldest_ms // MS_A_DAY)
+        if ttl_seconds > self._config.list_ttl_seconds:
+            # The profile, which knows the oldest day, may have ended before the rows do.
+            return min(oldest, _FIRST_DAY)
+        return min(oldest, last - ttl_seconds // SECONDS_A_DAY - 1)
+
+    def _event_ttl_seconds(self) -> int:
+        """Return how long the events table keeps a row now."""
+        keyspace = self._cluster.metadata.keyspaces.get(self._keyspace)
+        table = None if keyspace is None else keyspace.tables.get(table_of(_INSERT_EVENT))
+        if table is None:
+            return DEFAULT_EVENT_TTL_DAYS * SECONDS_A_DAY
+        # 0: for ever.
+        return int(table.options.get("default_time_to_live", 0)) or 2**31 - 1
+
+    def _erase_everywhere(self, deletes: list[_Row], done: tuple[_Row, bytes]) -> None:
+        """Delete at consistency ALL, batch by batch, and record that it is done; nobody waits."""
+        largest = max(row.size for row in deletes)
+        size = max(1, min(self._config.batch_rows, self._config.batch_bytes // largest))
+        steps: deque[tuple[_Group, int | None]] = deque(
+            (_Group(deletes[at : at + size], b""), ConsistencyLevel.ALL)
+            for at in range(0, len(deletes), size)
+        )
+        steps.append((_Group([done[0]], done[1]), None))
+
+        def failed(error: BaseException) -> None:
+            # In the driver's thread; `drain` of the next tick reports it.
+            self._report.erasures_unconfirmed += 1
+            logger.warning("an erasure is not confirmed by all replicas: %s", error)
+
+        def go_on(_answer: object = None) -> None:
+            if not steps:
+                return
+            try:
+                batch = self._batch(*steps.popleft())
+                future = self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
+                future.add_callbacks(go_on, failed)
+            except Exception as error:
+                failed(error)
+
+        go_on()
+
+    def _settle(self) -> None:
+        self._send_all()
+        while self._flights:
+            self._land()
+
+    def _add_bound(self, write: Write) -> None:
         """Add a row of a statement that is not worth a serialiser of its own."""
-        prepared = self._prepared.get(name)
-        if prepared is None:
-            prepared = self._session.prepare(statement(name, self._keyspace))
-            self._prepared[name] = prepared
-        bound = prepared.bind(values)
+        bound = self._bind(write)
+        if bound is not None:
+            self._add_row(*bound)
+
+    def _add_row(self, row: _Row, routing_key: bytes) -> None:
+        replica = None if self._ring.single else self._ring.replica(routing_key)
+        self._add(replica, row, routing_key)
+
+    def _bind_all(self, writes: Iterable[Write]) -> Iterator[tuple[_Row, bytes]]:
+        """Yield the rows of statements that belong together, up to one that is refused."""
+        for write in writes:
+            bound = self._bind(write)
+            if bound is None:
+                return
+            yield bound
+
+    def _bind(self, write: Write) -> tuple[_Row, bytes] | None:
+        """Return the row of a statement and its routing key; None where it cannot be serialised."""
+        if write.statement not in self._prepared:
+            self._prepared[write.statement] = self._prepare(write.statement)
+        try:
+            bound = self._prepared[write.statement].bind(write.values)
+            key: bytes = bound.routing_key or b""
+        except _UNSERIALISABLE as error:
+            self._refuse(write, error)
+            return None
         size = sum(len(value) for value in bound.values if isinstance(value, bytes))
-        key = bound.routing_key or b""
-        replica = None if self._ring.single else self._ring.replica(key)
-        self._add(replica, _Row(prepared.query_id, bound.values, size, None), key)
+        return _Row(write.statement, bound.values, size, write), key
+
+    def _prepare(self, name: str) -> Any:
+        """Prepare a statement, however long the server is away.
+
+        Raises:
+            cassandra.InvalidRequest: Its table does not exist, or lacks a column.
+        """
+        for attempt in count(1):
+            try:
+                return self._session.prepare(statement(name, self._keyspace))
+            except _TRANSIENT as error:
+                self._wait(attempt, error)
+        raise AssertionError  # unreachable
 
     def _send_all(self) -> None:
         for replica in list(self._open):
@@ -317,15 +506,26 @@ class CassandraWriter:
         self._flights.append(self._send(group))
 
     def _send(self, group: _Group) -> _Flight:
-        batch = BatchStatement(batch_type=BatchType.UNLOGGED, retry_policy=self._retry_policy)
-        # The documented add() would bind and inspect each row again.
-        batch._statements_and_parameters = [(True, row.query_id, row.values) for row in group.rows]
-        batch.is_idempotent = True
-        batch.routing_key = group.routing_key or None
-        batch.keyspace = self._keyspace
+        batch = self._batch(group)
         sent_at = time.monotonic()
         future = self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
         return _Flight(future, batch, group, sent_at)
+
+    def _batch(self, group: _Group, consistency_level: int | None = None) -> BatchStatement:
+        batch = BatchStatement(
+            batch_type=BatchType.UNLOGGED,
+            retry_policy=self._retry_policy,
+            consistency_level=consistency_level,
+        )
+        prepared = self._prepared
+        # The documented add() would bind and inspect each row again.
+        batch._statements_and_parameters = [
+            (True, prepared[row.statement].query_id, row.values) for row in group.rows
+        ]
+        batch.is_idempotent = True
+        batch.routing_key = group.routing_key or None
+        batch.keyspace = self._keyspace
+        return batch
 
     def _land(self) -> None:
         """Wait for the oldest batch; on a failure retry it until it stands or is refused."""
@@ -349,6 +549,7 @@ class CassandraWriter:
                 flight = self._send(flight.group)
             else:
                 self._acknowledged_at = time.monotonic()
+                self._silence.end()
                 self._report.rows += len(flight.group.rows)
                 self._report.latencies_ms.append((self._acknowledged_at - flight.sent_at) * 1000)
                 # The driver's futures are cycles. What hangs on them would wait for the cycle
@@ -357,11 +558,30 @@ class CassandraWriter:
                 return
 
     def _wait(self, attempt: int, error: Exception) -> None:
+        """Wait before the next attempt; connect anew where nobody has answered for long.
+
+        Raises:
+            WaitInterruptedError: The wait shall end.
+        """
         limit = min(
             self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt - 1, 20)
         )
         logger.warning("write attempt %d failed, waiting: %s", attempt, error)
-        self._sleep(limit * random.uniform(0.5, 1.0))
+        pause = limit * random.uniform(0.5, 1.0)
+        while pause > 0:
+            self._end_if_interrupted(error)
+            self._sleep(min(pause, _LONGEST_SLEEP_S))
+            pause -= _LONGEST_SLEEP_S
+        self._end_if_interrupted(error)
+        if not isinstance(error, UNANSWERED):
+            self._silence.end()
+        elif self._silence.lasts():
+            self._reconnect()
+
+    def _end_if_interrupted(self, error: Exception) -> None:
+        if self._interrupted():
+            msg = "the task shall end while it waits for Cassandra"
+            raise WaitInterruptedError(msg) from error
 
     def _isolate(self, group: _Group, error: InvalidRequest) -> None:
         """Find the rows that the server refuses by halving; the others are saved."""
@@ -372,14 +592,41 @@ class CassandraWriter:
                 self._flights.appendleft(self._send(part))
                 self._land()
             return
-        pending = group.rows[0].pending
-        # A dropped table refuses every row: that is no poisoned event but a failure of the job.
-        for name in ("select_recommendations", "select_events"):
-            self._session.prepare(statement(name, self._keyspace))
-        if pending is None:
-            msg = f"Cassandra refused a row that is no event: {error}"
-            raise RuntimeError(msg) from error
-        self._report.refused.append(RefusedEvent(pending, str(error)))
+        (row,) = group.rows
+        # A dropped table refuses every row: that is no poisoned row but a failure of the job.
+        self._prepare(row.statement)
+        self._refuse(row.source, error)
+
+    def _refuse(self, source: _Source, error: Exception) -> None:
+        """Report a row that no attempt will save."""
+        if isinstance(source, PendingEvent):
+            self._report.refused.append(RefusedEvent(source, str(error)))
+            return
+        if isinstance(source, SavedList):
+            name, columns = _INSERT_LIST, {**source._asdict(), "scores": source.scores.tolist()}
+        else:
+            name = source.statement
+            names = (column.name for column in self._prepared[name].column_metadata)
+            columns = dict(zip(names, source.values, strict=True))
+        self._report.refused_rows.append(
+            RefusedRow(table_of(name), _key_of(columns), _as_json(columns), str(error))
+        )
+
+
+def _key_of(columns: Mapping[str, Any]) -> str:
+    return next(
+        str(columns[name]) for name in ("product_id", "user_id", "scope") if name in columns
+    )
+
+
+def _as_json(columns: Mapping[str, Any]) -> bytes:
+    """Encode a row for a person: NaN, which stands for no price, is null."""
+    shown = {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in columns.items()
+    }
+    # Not msgspec: what is refused may be text that is no UTF-8.
+    return json.dumps(shown, default=str).encode()
 
 
 def item_prefix(product_id: str) -> bytes:
@@ -392,11 +639,14 @@ def item_prefix(product_id: str) -> bytes:
 
 
 def encode_list(
-    saved: SavedList, prefix: Callable[[str], bytes] = item_prefix
+    saved: SavedList, ttl: bytes, prefix: Callable[[str], bytes] = item_prefix
 ) -> tuple[list[bytes], int]:
     """Serialise a list in the order of ``insert_recommendations``.
 
-    Where products are excluded, in that of ``insert_recommendations_and_excluded``.
+    Args:
+        saved: The list.
+        ttl: How long it is kept, seconds, serialised.
+        prefix: Makes what stands before the score of an item.
 
     Returns:
         The CQL values and their size in bytes, with the lengths on the wire.
@@ -416,6 +666,10 @@ def encode_list(
         at += 4
     items = b"".join(parts)
     user, space, variant = saved.user_id.encode(), saved.space.encode(), saved.variant.encode()
+    names = [product_id.encode() for product_id in saved.excluded]
+    excluded = b"".join(
+        (_INT32.pack(len(names)), *(_INT32.pack(len(name)) + name for name in names))
+    )
     values = [
         user,
         items,
@@ -423,14 +677,11 @@ def encode_list(
         _INT64.pack(saved.event_ms),
         _INT64.pack(saved.generated_us // 1000),
         variant,
+        excluded,
         _INT64.pack(saved.generated_us),
+        ttl,
     ]
-    size = len(user) + len(items) + len(space) + len(variant) + 74
-    if saved.excluded:
-        names = [product_id.encode() for product_id in saved.excluded]
-        joined = b"".join(_INT32.pack(len(name)) + name for name in names)
-        values.insert(-1, _INT32.pack(len(names)) + joined)
-        size += len(values[-2])
+    size = len(user) + len(items) + len(space) + len(variant) + len(excluded) + 84
     return values, size
 
 
@@ -444,7 +695,8 @@ def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], i
     Returns:
         The CQL values and their size in bytes, with the lengths on the wire.
     """
-    user, event_id = event.user_id.encode(), event.event_id.encode()
+    user = event.user_id.encode()
+    event_id = stored_event_id(event.event_id, event.product_id).encode()
     size = len(user) + len(event_id) + 84
     product: Any = UNSET_VALUE
     query: Any = UNSET_VALUE

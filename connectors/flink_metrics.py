@@ -12,7 +12,11 @@ Get = Callable[..., Any]
 # States from which a job does not come back (org.apache.flink.api.common.JobStatus).
 DONE: Final = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
 # Counters of the subtasks, which add up, and gauges, of which the largest is shown.
-SUMS: Final = ("events", "updates", "lookups", "dead_letters", "duplicates", "write_retries")
+SUMS: Final = (
+    *("events", "updates", "lookups", "dead_letters", "duplicates", "write_retries"),
+    *("refused_events", "refused_rows", "reconnects", "erasures_unconfirmed"),
+    *("unresolved_events", "erased_events", "opted_out_events"),
+)
 MAXIMA: Final = (
     *("freshness_p50_ms", "freshness_p99_ms", "write_latency_p50_ms", "write_latency_p99_ms"),
     *("catalogue_size", "lookup_batch_size"),

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgspec
 from cassandra import (
@@ -24,12 +24,20 @@ from cassandra.cluster import Cluster, NoHostAvailable, ResponseFuture
 from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.protocol import ErrorMessage
 
-from connectors.cassandra_schema import SECONDS_A_DAY, day_of, start_of_day, statement
+from connectors.cassandra_schema import (
+    SECONDS_A_DAY,
+    day_of,
+    event_id_of,
+    start_of_day,
+    statement,
+)
 from connectors.cassandra_session import (
     READ_PROFILE,
+    UNANSWERED,
     WRITE_PROFILE,
     CassandraOptions,
     DataCenterError,
+    Silence,
     connect,
 )
 from connectors.fast_reads import decode_here
@@ -50,6 +58,8 @@ _ONE_MS: Final = dt.timedelta(milliseconds=1)
 MAX_PRODUCTS: Final = 200
 # Product id, score (the cosine-like rank score, the higher the better), reason.
 Recommendation = tuple[str, float, str]
+# An id, a separator and a product id (`cassandra_schema.stored_event_id`).
+_MAX_STORED_ID: Final = 2 * 128 + 1
 # Any id does: the read must succeed, not find something.
 _PING_USER: Final = "health-check"
 
@@ -103,6 +113,10 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     variant: str | None = None
 
 
+# An event, after the id under which it is stored: its place among those of its millisecond.
+_Placed = tuple[str, StoredEvent]
+
+
 class EventPage(msgspec.Struct, frozen=True, gc=False):
     """Events, newest first, and the token of the next page; None where the range is read.
 
@@ -138,10 +152,10 @@ class InvalidPageTokenError(ValueError):
 class EventCursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where in a user's history (newest first) the next page begins.
 
-    It is after the event ``event_id`` of millisecond ``ts``, or, with an empty ``event_id``, at
-    the first event before ``ts``. The token is a position and no state of the server: it stays
-    valid when a node or the service restarts, and can be forged only into another position of the
-    same user's history.
+    It is after the event ``event_id`` (as it is stored, with its product) of millisecond ``ts``,
+    or, with an empty ``event_id``, at the first event before ``ts``. The token is a position and
+    no state of the server: it stays valid when a node or the service restarts, and can be forged
+    only into another position of the same user's history.
     """
 
     ts: int
@@ -166,7 +180,7 @@ class EventCursor(msgspec.Struct, frozen=True, array_like=True, gc=False):
         except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError) as error:
             msg = "not a page token"
             raise InvalidPageTokenError(msg) from error
-        if not 0 <= cursor.ts <= _MAX_TS + 1 or len(cursor.event_id) > 128:
+        if not 0 <= cursor.ts <= _MAX_TS + 1 or len(cursor.event_id) > _MAX_STORED_ID:
             msg = "not a page token"
             raise InvalidPageTokenError(msg)
         return cursor
@@ -202,8 +216,8 @@ class RecommendationStore(Protocol):
     ) -> EventPage:
         """Return events of ``user_id`` with ``start`` <= ts < ``end``, newest first.
 
-        Events of one millisecond come in ascending order of their ids. Following the pages to
-        the end gives each event once, whatever arrives meanwhile.
+        Events of one millisecond come in ascending order of their ids, then products. Following
+        the pages to the end gives each event once, whatever arrives meanwhile.
 
         Args:
             user_id: Whose.
@@ -425,7 +439,7 @@ class CassandraRecommendationStore:
         deadline = time.monotonic() + self._timeout
         # One more than asked for tells whether there is a next page.
         wanted = limit + 1
-        found: list[StoredEvent] = []
+        found: list[_Placed] = []
         upper = end
         if page is not None:
             cursor = EventCursor.from_token(page)
@@ -475,14 +489,12 @@ class CassandraRecommendationStore:
         except _DRIVER_ERRORS as error:
             _raise_mapped(self.name, error)
 
-    def _collect(
-        self, reads: list[tuple[Any, tuple[Any, ...]]], deadline: float
-    ) -> list[StoredEvent]:
+    def _collect(self, reads: list[tuple[Any, tuple[Any, ...]]], deadline: float) -> list[_Placed]:
         """Run ``reads`` at once and return their events in the order of ``reads``."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise StoreTimeout(self.name, f"the days were not read within {self._timeout} s")
-        events: list[StoredEvent] = []
+        events: list[_Placed] = []
         try:
             futures = [
                 self._session.execute_async(
@@ -500,6 +512,9 @@ class CassandraRecommendationStore:
         return events
 
 
+_Answer = TypeVar("_Answer")
+
+
 class LazyRecommendationStore:
     """A store that connects in the background and says so until it has.
 
@@ -507,11 +522,15 @@ class LazyRecommendationStore:
     made in the process that uses them, which matters because they do not survive a fork: nothing
     is started before `start` or the first call.
 
+    Where no server answers for some seconds it connects anew, in the background too, since the
+    servers may have come back under other addresses (`cassandra_session.Silence`).
+
     Args:
         name: Of the store, for errors while there is no connection.
         open_store: Makes the connected store, or raises. It is called again, after a pause that
             doubles from half a second to ten, until it succeeds.
         wait_seconds: How long a call waits for the first attempt; later ones do not wait.
+        silence: Tells when to connect anew.
     """
 
     def __init__(
@@ -522,12 +541,14 @@ class LazyRecommendationStore:
         wait_seconds: float = 2.0,
         first_pause_seconds: float = 0.5,
         max_pause_seconds: float = 10.0,
+        silence: Silence | None = None,
     ) -> None:
         self.name = name
         self._open_store = open_store
         self._wait = wait_seconds
         self._first_pause = first_pause_seconds
         self._max_pause = max_pause_seconds
+        self._silence = Silence() if silence is None else silence
         self._store: RecommendationStore | None = None
         self._reason = "not connected yet"
         self._thread: threading.Thread | None = None
@@ -538,47 +559,48 @@ class LazyRecommendationStore:
     def start(self) -> None:
         """Begin to connect, without waiting; may be called again."""
         with self._lock:
-            if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(
-                    target=self._connect, name=f"connect-{self.name}", daemon=True
-                )
-                self._thread.start()
+            if self._store is None:
+                self._start_thread()
 
     def recommendations(self, user_id: str) -> RecommendationList | None:
         """See `RecommendationStore.recommendations`."""
-        return self._connected().recommendations(user_id)
+        return self._ask(lambda store: store.recommendations(user_id))
 
     def events(
         self, user_id: str, *, start: int, end: int, limit: int, page: str | None = None
     ) -> EventPage:
         """See `RecommendationStore.events`."""
-        return self._connected().events(user_id, start=start, end=end, limit=limit, page=page)
+        return self._ask(
+            lambda store: store.events(user_id, start=start, end=end, limit=limit, page=page)
+        )
 
     def products(self, product_ids: Sequence[str]) -> dict[str, ProductRow]:
         """See `RecommendationStore.products`."""
-        return self._connected().products(product_ids)
+        return self._ask(lambda store: store.products(product_ids))
 
     def trending(self, scope: str) -> TrendingList | None:
         """See `RecommendationStore.trending`."""
-        return self._connected().trending(scope)
+        return self._ask(lambda store: store.trending(scope))
 
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
     ) -> list[str]:
         """See `RecommendationStore.products_in`."""
-        return self._connected().products_in(scope, least=least, most=most, limit=limit)
+        return self._ask(
+            lambda store: store.products_in(scope, least=least, most=most, limit=limit)
+        )
 
     def request_erasure(self, user_id: str, requested_at: int) -> None:
         """See `RecommendationStore.request_erasure`."""
-        self._connected().request_erasure(user_id, requested_at)
+        self._ask(lambda store: store.request_erasure(user_id, requested_at))
 
     def erasure(self, user_id: str) -> Erasure | None:
         """See `RecommendationStore.erasure`."""
-        return self._connected().erasure(user_id)
+        return self._ask(lambda store: store.erasure(user_id))
 
     def ping(self) -> None:
         """See `RecommendationStore.ping`."""
-        self._connected().ping()
+        self._ask(lambda store: store.ping())
 
     def close(self) -> None:
         """Stop connecting and close the store, if there is one."""
@@ -589,6 +611,28 @@ class LazyRecommendationStore:
             self._reason = "closed"
         if store is not None:
             store.close()
+
+    def _ask(self, question: Callable[[RecommendationStore], _Answer]) -> _Answer:
+        store = self._connected()
+        try:
+            answer = question(store)
+        except StoreError as error:
+            if not isinstance(error.__cause__, UNANSWERED):
+                self._silence.end()
+            elif self._silence.lasts():
+                logger.warning("%s does not answer where it was; connecting anew", self.name)
+                with self._lock:
+                    self._start_thread()
+            raise
+        self._silence.end()
+        return answer
+
+    def _start_thread(self) -> None:
+        if self._thread is None and not self._closed.is_set():
+            self._thread = threading.Thread(
+                target=self._connect, name=f"connect-{self.name}", daemon=True
+            )
+            self._thread.start()
 
     def _connected(self) -> RecommendationStore:
         store = self._store
@@ -629,13 +673,17 @@ class LazyRecommendationStore:
     def _publish(self, store: RecommendationStore) -> None:
         with self._lock:
             closed = self._closed.is_set()
+            before = None if closed else self._store
             if not closed:
                 self._store = store
+            self._thread = None
         self._tried.set()
         if closed:
             store.close()
         else:
             logger.info("connected to %s", self.name)
+        if before is not None:
+            before.close()
 
 
 def _rows(future: ResponseFuture, seconds: float) -> list[Any]:
@@ -698,19 +746,21 @@ def erasure_of(
     )
 
 
-def cut_page(found: list[StoredEvent], limit: int, *, start: int, lowest: int) -> EventPage:
+def cut_page(found: list[_Placed], limit: int, *, start: int, lowest: int) -> EventPage:
     """Make a page of what was read.
 
     Args:
-        found: Events in order, at most as many as were wanted, from ``lowest`` on.
+        found: Events in order, with their stored ids, at most as many as were wanted, from
+            ``lowest`` on.
         limit: Events a page.
         start: Where the asked range begins, epoch milliseconds.
         lowest: Where what was read begins, epoch milliseconds, not before ``start``.
     """
+    events = tuple(event for _, event in found[:limit])
     if len(found) > limit:
-        last = found[limit - 1]
-        return EventPage(tuple(found[:limit]), EventCursor(last.ts, last.event_id).token())
-    return EventPage(tuple(found), EventCursor(lowest).token() if lowest > start else None)
+        stored_id, last = found[limit - 1]
+        return EventPage(events, EventCursor(last.ts, stored_id).token())
+    return EventPage(events, EventCursor(lowest).token() if lowest > start else None)
 
 
 def window_start(start: int, upper: int, max_days: int) -> int:
@@ -732,9 +782,10 @@ def _days(start: int, end: int) -> Iterator[tuple[dt.date, int, int]]:
         high = low
 
 
-def _event(row: tuple[Any, ...]) -> StoredEvent:
-    ts, event_id, kind, *optional = row
-    return StoredEvent(event_id, kind, _epoch_ms(ts), *optional)
+def _event(row: tuple[Any, ...]) -> _Placed:
+    ts, stored_id, kind, product_id, *optional = row
+    event_id = event_id_of(stored_id, product_id)
+    return stored_id, StoredEvent(event_id, kind, _epoch_ms(ts), product_id, *optional)
 
 
 def _epoch_ms(value: dt.datetime) -> int:

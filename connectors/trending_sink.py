@@ -85,6 +85,7 @@ class TrendingSink(KeyedProcessFunction):
         group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
         self._saved = group.counter("trending_lists_written")
         self._retries = group.counter("trending_write_retries")
+        self._refused = group.counter("refused_rows")
 
     def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         """Take a change of a scope's list."""
@@ -125,5 +126,10 @@ class TrendingSink(KeyedProcessFunction):
         if shown != NO_EPOCH:
             items = scaled(items, self._config.decay(shown, now_ms))
         self._writer.save_scope(str(ctx.get_current_key()), items, now_ms)
-        self._retries.inc(self._writer.drain().retries)
-        self._saved.inc()
+        report = self._writer.drain()
+        self._retries.inc(report.retries)
+        # No dead letter: the next change of the scope makes the list anew.
+        self._refused.inc(len(report.refused_rows))
+        for row in report.refused_rows:
+            logger.error("Cassandra refuses the list of scope %.200s: %s", row.key, row.detail)
+        self._saved.inc(1 - min(1, len(report.refused_rows)))

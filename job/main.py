@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
+from connectors.cassandra_sink import task_interrupted
 from connectors.cassandra_writer import CassandraWriter
 from connectors.kafka import catalogue_stream, dead_letter_sink, event_stream
 from connectors.topic_check import TopicError, Topics, ask, problems
@@ -30,7 +31,9 @@ def build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
     environment.get_config().enable_object_reuse()
     tables = StreamTableEnvironment.create(environment)
     kafka = options.kafka
-    writer = partial(CassandraWriter, options.cassandra, options.writer)
+    writer = partial(
+        CassandraWriter, options.cassandra, options.writer, interrupted=task_interrupted
+    )
     endpoints = Endpoints(
         events=event_stream(tables, kafka, options.events_topic),
         catalogue=catalogue_stream(tables, kafka, options.catalogue_topic),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from connectors.cassandra_schema import MAX_EVENT_TTL_DAYS, SECONDS_A_DAY
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
@@ -191,6 +192,13 @@ def parser() -> argparse.ArgumentParser:
         str,
         cassandra.write_consistency,
         "consistency level of writes",
+    )
+    add(
+        group,
+        "cassandra-read-consistency",
+        str,
+        cassandra.read_consistency,
+        "consistency level at which the service reads: what it cannot read any more is erased",
     )
 
     writer = WriterConfig()
@@ -419,6 +427,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 username=given.cassandra_username,
                 password=password,
                 ssl_ca_file=given.cassandra_ssl_ca_file,
+                read_consistency=given.cassandra_read_consistency,
                 write_consistency=given.cassandra_consistency,
             ),
             writer=WriterConfig(
@@ -426,8 +435,10 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 batch_rows=given.write_batch_rows,
                 in_flight=given.write_in_flight,
                 backoff_max_s=given.write_backoff_max_s,
-                # A list goes with the profile it was made of.
-                list_ttl_seconds=math.ceil(given.profile_ttl_days * MS_A_DAY / 1000),
+                # A list is kept as long as the profile that it was made from.
+                list_ttl_seconds=max(
+                    1, round(min(given.profile_ttl_days, MAX_EVENT_TTL_DAYS) * SECONDS_A_DAY)
+                ),
             ),
             recommender=RecommenderConfig(
                 recommend=RecommendConfig(

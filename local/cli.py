@@ -295,7 +295,7 @@ def _run(given: argparse.Namespace) -> int:
         app.up()
         app.start_shop(given.rate)
         app.steps.done(f"up: shop window {app.window_url},")
-        show(Watch(app.stack, app.flask_port))
+        show(Watch(app.stack, app.flask_port, app.keyspace))
     except KeyboardInterrupt:
         interrupted = True
         print("\nstopping ...", flush=True)
@@ -321,7 +321,7 @@ def _status(given: argparse.Namespace) -> int:
         print("nothing runs; `make up` or `make run` starts it")
         return 1
     print("running      " + ", ".join(living))
-    watch = Watch(app.stack, app.flask_port)
+    watch = Watch(app.stack, app.flask_port, app.keyspace)
     watch.look()
     time.sleep(2)
     print("\n".join(lines(watch.look())))

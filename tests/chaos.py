@@ -63,6 +63,10 @@ _KINDS: Final = {
     "dislike": 3,
     "search": 10,
 }
+# Where Cassandra moves to; the job knows both addresses from the start, as it would know a name
+# that leads to the one and later to the other.
+_HOST: Final = "127.0.0.1"
+_OTHER_HOST: Final = "127.0.0.9"
 # Event times run back by up to this much, so events of a user come out of order.
 _JITTER_MS: Final = 5_000
 
@@ -238,6 +242,45 @@ class Chaos:
                 msg = f"the job was restarted {after - before} times instead of waiting"
                 raise MissingError(msg)
 
+    def starve(self, away_s: float, timeout: float = 240) -> None:
+        """Kill -9 Cassandra, and a TaskManager while the others wait for it.
+
+        They must end their wait for Flink: its watchdog kills a TaskManager whose task has not
+        ended 180 s after its cancellation.
+        """
+        flink = self._flink
+        with self._fault("Cassandra, TaskManager", f"{away_s:.0f} s away"):
+            self.pipeline.stack.cassandra.kill()
+            # Until every writer waits.
+            time.sleep(15)
+            waiting = [one.process.pid for one in flink.task_managers[1:]]
+            flink.kill_task_manager(0)
+            begin = time.monotonic()
+            flink.start_task_manager(0)
+            while time.monotonic() < begin + away_s:
+                now = [one.process.pid for one in flink.task_managers[1:]]
+                if now != waiting:
+                    msg = f"a TaskManager ended {time.monotonic() - begin:.0f} s after the other"
+                    raise MissingError(msg)
+                time.sleep(1)
+            self.pipeline.stack.cassandra.start()
+            self._progress("the return of both", timeout)
+
+    def move_cassandra(self, timeout: float = 180) -> None:
+        """Kill -9 Cassandra and start it under another address; the job must follow it."""
+        job, cassandra = self.pipeline.job, self.pipeline.stack.cassandra
+        other = _OTHER_HOST if cassandra.host == _HOST else _HOST
+        with self._fault("Cassandra moves", other):
+            before = self._flink.restarts(job)
+            cassandra.kill()
+            cassandra.host = other
+            cassandra.start()
+            self._progress("the move of Cassandra", timeout)
+            after = self._flink.restarts(job)
+            if after != before:
+                msg = f"the job was restarted {after - before} times instead of following"
+                raise MissingError(msg)
+
     def poison(self, timeout: float = 90) -> None:
         """Send each kind of bad event and product."""
         with self._fault("poisoned records"):
@@ -310,8 +353,34 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=2000, help="users (default 2000)")
     parser.add_argument("--products", type=int, default=1500, help="products (default 1500)")
     parser.add_argument("--away", type=float, default=30, help="s without Cassandra (default 30)")
+    parser.add_argument(
+        "--starve",
+        type=float,
+        default=230,
+        help="s without Cassandra and with a TaskManager killed; above Flink's 180 s (default 230)",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], help="a fault by its method's name (repeatable)"
+    )
     parser.add_argument("--pause", type=float, default=5, help="s between faults (default 5)")
     return parser.parse_args(arguments)
+
+
+def _faults(given: argparse.Namespace) -> list[tuple[Any, ...]]:
+    """The faults in their order: a method of `Chaos` and its arguments."""
+    every: list[tuple[Any, ...]] = [
+        ("kill_task_manager", 0),
+        ("kill_kafka", 5),
+        ("poison",),
+        ("kill_cassandra", given.away),
+        ("kill_job_manager",),
+        ("rescale", 1),
+        ("rescale", 2),
+        ("starve", given.starve),
+        ("move_cassandra",),
+        ("kill_task_manager", 1),
+    ]
+    return [one for one in every if not given.only or one[0] in given.only]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -338,27 +407,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             say(f"the job; then {given.rate} events/s of {given.users} users")
             chaos.start(parallelism=2)
-            faults: list[Callable[[], None]] = [
-                lambda: chaos.kill_task_manager(0),
-                lambda: chaos.kill_kafka(5),
-                chaos.poison,
-                lambda: chaos.kill_cassandra(given.away),
-                chaos.kill_job_manager,
-                lambda: chaos.rescale(1),
-                lambda: chaos.rescale(2),
-                lambda: chaos.kill_task_manager(1),
-            ]
-            for fault in faults:
+            for name, *values in _faults(given):
                 chaos.change_catalogue()
-                fault()
+                getattr(chaos, name)(*values)
                 time.sleep(given.pause)
             chaos.change_catalogue()
             say("end of the stream; comparing ...")
             verdict = chaos.account()
 
-    print(f"\n{'fault':<22}{'':<12}{'after events':>13}{'works again after':>20}")
+    print(f"\n{'fault':<24}{'':<12}{'after events':>13}{'works again after':>20}")
     for line in chaos.faults:
-        print(f"{line.name:<22}{line.note:<12}{line.acknowledged:>13,}{line.seconds:>18.1f} s")
+        print(f"{line.name:<24}{line.note:<12}{line.acknowledged:>13,}{line.seconds:>18.1f} s")
     print(
         f"\n{verdict.events:,} events of {verdict.users:,} users acknowledged by Kafka;"
         f" {verdict.vectors_compared:,} vectors compared (tolerance {VECTOR_TOLERANCE:g}),"
@@ -373,7 +432,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pipeline(stack: Stack) -> Pipeline:
-    return Pipeline.create(stack, "chaos", list_length=LIST_LENGTH, partitions=8)
+    hosts = ("--cassandra-hosts", f"{_HOST},{_OTHER_HOST}")
+    return Pipeline.create(stack, "chaos", *hosts, list_length=LIST_LENGTH, partitions=8)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
+from connectors.cassandra_schema import (
+    bucket_of,
+    catalogue_scope,
+    category_scope,
+    stored_event_id,
+)
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
     DEFAULT_MAX_DAYS,
@@ -45,6 +50,10 @@ class InMemoryRecommendationStore:
             self._lists[found.user_id] = found
 
     def save_event(self, user_id: str, event: StoredEvent) -> None:
+        stored_id = stored_event_id(event.event_id, event.product_id)
+        self._events.setdefault(user_id, {})[event.ts, stored_id] = event
+
+    def save_old_event(self, user_id: str, event: StoredEvent) -> None:
         self._events.setdefault(user_id, {})[event.ts, event.event_id] = event
 
     def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
@@ -108,11 +117,11 @@ class InMemoryRecommendationStore:
         lowest = window_start(start, min(end, cursor.ts), self._max_days)
         found = sorted(
             (
-                event
-                for event in self._events.get(user_id, {}).values()
-                if lowest <= event.ts < end and _follows(event, cursor)
+                (stored_id, event)
+                for (ts, stored_id), event in self._events.get(user_id, {}).items()
+                if lowest <= ts < end and _follows(ts, stored_id, cursor)
             ),
-            key=lambda event: (-event.ts, event.event_id),
+            key=lambda placed: (-placed[1].ts, placed[0]),
         )
         return cut_page(found[: limit + 1], limit, start=start, lowest=lowest)
 
@@ -125,7 +134,7 @@ class InMemoryRecommendationStore:
         self.closed = True
 
 
-def _follows(event: StoredEvent, cursor: EventCursor) -> bool:
-    if event.ts == cursor.ts:
-        return bool(cursor.event_id) and event.event_id > cursor.event_id
-    return event.ts < cursor.ts
+def _follows(ts: int, stored_id: str, cursor: EventCursor) -> bool:
+    if ts == cursor.ts:
+        return bool(cursor.event_id) and stored_id > cursor.event_id
+    return ts < cursor.ts

@@ -35,6 +35,10 @@ class Subject(Protocol):
 
     def save_event(self, user_id: str, event: StoredEvent) -> None: ...
 
+    def save_old_event(self, user_id: str, event: StoredEvent) -> None:
+        """Save as versions did whose rows have the id of the event alone."""
+        ...
+
     def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None: ...
 
     def save_trending(self, scope: str, found: TrendingList) -> None: ...
@@ -113,6 +117,47 @@ class StoreContract:
         subject.save_event(user, click("e", NOON))
         page = subject.store.events(user, start=NOON, end=NOON + 1, limit=10)
         assert page.events == (click("e", NOON),)
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 100])
+    def test_lines_of_one_order_share_an_id_and_are_each_an_event(
+        self, subject: Subject, user: str, limit: int
+    ) -> None:
+        # Ids of which one begins as another, and one that sorts between an id and its products.
+        lines = [("o1", "a"), ("o1", "a"), ("o1", "b"), ("o1", "c"), ("o1x", "a"), ("o10", "b")]
+        events = [StoredEvent(one, "purchase", NOON, product_id=item) for one, item in lines]
+        events.append(StoredEvent("o1", "search", NOON, query="q"))
+        for event in events:
+            subject.save_event(user, event)
+        found = pages(subject, user, start=NOON, end=NOON + 1, limit=limit)
+        assert [(one.event_id, one.product_id) for page in found for one in page] == [
+            ("o1", None), ("o1", "a"), ("o1", "b"), ("o1", "c"), ("o10", "b"), ("o1x", "a"),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("limit", [1, 2, 100])
+    def test_rows_of_earlier_versions_are_read_beside_new_ones(
+        self, subject: Subject, user: str, limit: int
+    ) -> None:
+        for event in (click("e1", NOON), click("e2", NOON)):
+            subject.save_old_event(user, event)
+        other = StoredEvent("e1", "click", NOON, product_id="a")
+        subject.save_event(user, other)
+        found = pages(subject, user, start=NOON, end=NOON + 1, limit=limit)
+        events = [event for page in found for event in page]
+        assert events == [click("e1", NOON), other, click("e2", NOON)]
+
+    def test_longest_ids_can_be_paged(self, subject: Subject, user: str) -> None:
+        for letter in "ab":
+            event = StoredEvent("i" * 128, "click", NOON, product_id=letter * 128)
+            subject.save_event(user, event)
+        found = pages(subject, user, start=NOON, end=NOON + 1, limit=1)
+        assert [event.product_id for page in found for event in page] == ["a" * 128, "b" * 128]
+
+    def test_empty_excluded_replaces_what_was_there(self, subject: Subject, user: str) -> None:
+        bought = RecommendationList(user, (), "s", NOON, NOON, ("bought",))
+        rebuyable = RecommendationList(user, (("bought", 1.0, "r"),), "s", NOON, NOON + 1)
+        subject.save_list(bought)
+        subject.save_list(rebuyable)
+        assert subject.store.recommendations(user) == rebuyable
 
     def test_range_includes_start_and_excludes_end(self, subject: Subject, user: str) -> None:
         for offset in (-1, 0, 5, 6):

@@ -20,6 +20,9 @@ class MemorySubject:
     def save_event(self, user_id: str, event: StoredEvent) -> None:
         self.store.save_event(user_id, event)
 
+    def save_old_event(self, user_id: str, event: StoredEvent) -> None:
+        self.store.save_old_event(user_id, event)
+
     def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None:
         self.store.save_product(old, new)
 

@@ -16,7 +16,7 @@ import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 from msgspec.structs import replace
 
-from connectors.cassandra_schema import create_schema
+from connectors.cassandra_schema import create_schema, event_id_of
 from connectors.cassandra_session import CassandraOptions, connect
 from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, TOPICS
 from local.errors import StackError
@@ -434,7 +434,7 @@ class Pipeline:
         return [
             StoredRow(
                 Event(
-                    event_id=row.event_id,
+                    event_id=event_id_of(row.event_id, row.product_id),
                     user_id=row.user_id,
                     type=row.type,
                     ts=row.ts_ms,

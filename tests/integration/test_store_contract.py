@@ -10,7 +10,7 @@ import pytest
 from cassandra.protocol import ResultMessage
 from cassandra.query import UNSET_VALUE
 
-from connectors.cassandra_schema import create_schema, day_of, statement
+from connectors.cassandra_schema import create_schema, day_of, statement, stored_event_id
 from connectors.cassandra_session import READ_PROFILE, WRITE_PROFILE, CassandraOptions, connect
 from connectors.fast_reads import ReadProtocolHandler
 from connectors.product_rows import ProductRow, product_writes
@@ -32,9 +32,7 @@ class CassandraSubject:
     def __init__(self, session: Any) -> None:
         self.store = CassandraRecommendationStore(session, KEYSPACE, timeout_seconds=10)
         self._session = session
-        self._insert_list = session.prepare(
-            statement("insert_recommendations_and_excluded", KEYSPACE)
-        )
+        self._insert_list = session.prepare(statement("insert_recommendations", KEYSPACE))
         self._insert_event = session.prepare(statement("insert_event", KEYSPACE))
 
     def save_list(self, found: RecommendationList) -> None:
@@ -47,6 +45,7 @@ class CassandraSubject:
             found.variant,
             list(found.excluded),
             found.generated_at * 1000,
+            3600,
         )
         self._session.execute(self._insert_list, values, execution_profile=WRITE_PROFILE)
 
@@ -65,6 +64,12 @@ class CassandraSubject:
         self._session.execute(prepared, values, execution_profile=WRITE_PROFILE)
 
     def save_event(self, user_id: str, event: StoredEvent) -> None:
+        self._save(user_id, event, stored_event_id(event.event_id, event.product_id))
+
+    def save_old_event(self, user_id: str, event: StoredEvent) -> None:
+        self._save(user_id, event, event.event_id)
+
+    def _save(self, user_id: str, event: StoredEvent, stored_id: str) -> None:
         optional = (
             event.product_id,
             event.query,
@@ -77,7 +82,7 @@ class CassandraSubject:
             user_id,
             day_of(event.ts),
             event.ts,
-            event.event_id,
+            stored_id,
             event.type,
             *(UNSET_VALUE if value is None else value for value in optional),
         )

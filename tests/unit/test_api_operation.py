@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from api import metrics
 from api.background import Ticker
 from api.breaker import BreakerStore
 from api.logs import JsonFormatter
@@ -78,6 +79,8 @@ class TestMetrics:
         shop.client.get("/v1/users/u/events")
         # No catalogue is read here.
         assert shop.client.get("/v1/products/a/similar").status_code == 503
+        assert shop.client.post("/v1/events", json={"nothing": 1}).status_code == 400
+        metrics._requests("/v1/events", "POST", 429)
         samples = [
             Sample(one.name, dict(one.labels))
             for family in text_string_to_metric_families(shop.client.get("/metrics").text)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 
 import pytest
+from cassandra.cluster import NoHostAvailable
 
 from api.config import ApiConfig
 from api.factory import create_app
 from api.services import services_of
-from connectors.cassandra_session import CassandraOptions
+from connectors.cassandra_session import CassandraOptions, Silence
 from connectors.recommendation_store import (
     LazyRecommendationStore,
     RecommendationStore,
+    StoreError,
+    StoreTimeout,
     StoreUnavailable,
 )
 from tests.contract.memory_store import InMemoryRecommendationStore
@@ -115,3 +118,85 @@ def test_close_closes_the_connected_store() -> None:
     store.close()
     store.close()
     assert made.closed
+
+
+class TestSilence:
+    """Servers that do not answer where they were are looked for again."""
+
+    @staticmethod
+    def unanswered() -> StoreUnavailable:
+        error = StoreUnavailable("s", "no node answers")
+        error.__cause__ = NoHostAvailable("none", {})
+        return error
+
+    def test_another_store_is_opened_and_the_silent_one_closed(self) -> None:
+        first, second = InMemoryRecommendationStore(), InMemoryRecommendationStore()
+        closed = threading.Event()
+        first.close = closed.set  # type: ignore[method-assign]
+        made: list[RecommendationStore] = [first, second]
+        store = LazyRecommendationStore("s", lambda: made.pop(0), silence=Silence(0))
+        store.ping()
+        first.failure = self.unanswered()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                store.ping()
+        assert closed.wait(10)
+        store.ping()
+        assert second.reads == 1
+        store.close()
+        assert second.closed
+
+    def test_the_first_store_goes_on_while_no_other_can_be_opened(self) -> None:
+        first = InMemoryRecommendationStore()
+        tried = threading.Event()
+        opened: list[int] = []
+        failure = StoreUnavailable("s", "away")
+
+        def open_store() -> RecommendationStore:
+            opened.append(1)
+            if len(opened) == 1:
+                return first
+            tried.set()
+            raise failure
+
+        store = LazyRecommendationStore("s", open_store, silence=Silence(0))
+        store.ping()
+        first.failure = self.unanswered()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="no node answers"):
+                store.ping()
+        assert tried.wait(10)
+        first.failure = None
+        store.ping()
+        assert not first.closed
+        store.close()
+        assert first.closed
+
+    @pytest.mark.parametrize(
+        "failure", [StoreUnavailable("s", "too few replicas"), StoreTimeout("s", "by the server")]
+    )
+    def test_a_server_that_answers_is_not_left(self, failure: StoreError) -> None:
+        first = InMemoryRecommendationStore()
+        made: list[RecommendationStore] = [first]
+        store = LazyRecommendationStore("s", lambda: made.pop(0), silence=Silence(0))
+        store.ping()
+        first.failure = failure
+        for _ in range(5):
+            with pytest.raises(StoreError):
+                store.ping()
+        # Nothing connects.
+        assert store._thread is None
+
+    def test_it_is_time_after_the_given_silence_and_again_after_as_much(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [100.0]
+        monkeypatch.setattr("connectors.cassandra_session.time.monotonic", lambda: now[0])
+        silence = Silence(5)
+        found = []
+        for _ in range(12):
+            found.append(silence.lasts())
+            now[0] += 1
+        assert [at for at, due in enumerate(found) if due] == [5, 10]
+        silence.end()
+        assert not silence.lasts()

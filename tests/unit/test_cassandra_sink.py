@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
-from connectors.cassandra_sink import CassandraSink, close_orphans, close_writer, open_writer
-from connectors.cassandra_writer import RefusedEvent, WriteReport
+from connectors.cassandra_sink import (
+    CassandraSink,
+    close_orphans,
+    close_writer,
+    open_writer,
+    task_interrupted,
+)
+from connectors.cassandra_writer import RefusedEvent, RefusedRow, WriteReport
 from local.processes import wait_until
 from tests.unit.builders import event, event_json, pending
 from udfs.memory import by_reference
@@ -127,6 +133,28 @@ def test_refused_event_becomes_a_dead_letter_as_it_came(
     assert (counts["write_retries"], counts["rows_written"]) == (2, 5)
     assert counts["refused_events"] == 1
     assert process(sink, SaveBatch()) == []
+
+
+def test_refused_row_of_another_kind_becomes_a_dead_letter_that_is_not_of_kafka(
+    sink: CassandraSink, writer: RecordingWriter, metrics: Metrics
+) -> None:
+    row = RefusedRow("products_by_scope", "ü1", b'{"scope":"x"}', "key too long")
+    writer.report = WriteReport(refused_rows=[row], reconnects=2, erasures_unconfirmed=3)
+    (letter,) = process(sink, SaveBatch())
+    assert (letter[0], letter[1]) == ("ü1".encode(), b'{"scope":"x"}')
+    headers = letter[2]
+    assert headers["reason"] == b"refused_by_cassandra"
+    assert headers["detail"] == b"key too long"
+    assert headers["topic"] == b"cassandra:products_by_scope"
+    assert (headers["partition"], headers["offset"]) == (b"-1", b"-1")
+    counts = {name: counter.value for name, counter in metrics.counters.items()}
+    assert (counts["refused_rows"], counts["reconnects"]) == (1, 2)
+    assert counts["erasures_unconfirmed"] == 3
+    assert counts["refused_events"] == 0
+
+
+def test_without_a_java_thread_nothing_is_interrupted() -> None:
+    assert task_interrupted() is False
 
 
 def test_freshness_is_from_event_time_to_acknowledgement(

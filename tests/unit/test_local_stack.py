@@ -14,7 +14,7 @@ from local import flink_home, preflight
 from local.cli import main
 from local.errors import StackError
 from local.flink_cluster import FlinkCluster
-from local.live import Status, lines
+from local.live import Status, Tables, lines, service_counts
 from local.processes import ServerProcess, free_ports, is_free, tail
 from local.stack import StackConfig, mib
 
@@ -176,6 +176,37 @@ def test_status_before_anything_is_known_can_be_shown() -> None:
 
     assert "DEAD: kafka" in text
     assert "nothing yet" in text
+
+
+def test_status_shows_what_came_to_nothing() -> None:
+    values = {"unresolved_events": 1234, "erased_events": 5, "opted_out_events": 6}
+    values |= {"refused_events": 2, "refused_rows": 3}
+    service = {"lost": 7.0, "refused": 8.0, "above_rate": 9.0}
+    tables = Tables(("wc_post_id_4638", "x" * 128), 4)
+    status = Status(at=0.0, user="u", values=values, tables=tables, service=service)
+
+    text = "\n".join(lines(status))
+
+    assert "unresolved   1,234 events, of wc_post_id_4638, " + "x" * 40 in text
+    assert "x" * 41 not in text
+    assert "erasures     waiting 4   events of erased users 5" in text
+    assert "objections   events 6" in text
+    assert "refused      by Cassandra 5 rows" in text
+    assert "service      events lost 7   refused 8   requests above their rate 9" in text
+
+
+def test_counters_of_the_service_are_added_up() -> None:
+    metrics = """
+recommender_api_events_total{outcome="sent"} 100.0
+recommender_api_events_total{outcome="failed"} 1.0
+recommender_api_events_total{outcome="lost"} 2.0
+recommender_api_events_total{outcome="dropped"} 3.0
+recommender_api_events_refused_total{reason="not_json"} 4.0
+recommender_api_events_refused_total{reason="missing_key"} 5.0
+recommender_api_requests_total{route="/v1/events",method="POST",status="429"} 6.0
+recommender_api_requests_total{route="/v1/events",method="POST",status="202"} 7.0
+"""
+    assert service_counts(metrics) == {"lost": 6.0, "refused": 9.0, "above_rate": 6.0}
 
 
 def test_reset_deletes_no_folder_that_is_not_a_stack(

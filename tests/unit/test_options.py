@@ -268,3 +268,16 @@ def test_a_secret_of_kafka_comes_from_a_file(name: str, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(OptionError, match=rf"{name}: .*cannot be read"):
         parse(arguments)
+
+
+def test_lists_are_kept_as_long_as_profiles_and_the_job_knows_how_the_service_reads() -> None:
+    defaults = parse([])
+    assert defaults.writer.list_ttl_seconds == 90 * 86_400
+    assert defaults.cassandra.read_consistency == "LOCAL_ONE"
+    given = parse(["--profile-ttl-days", "0.5", "--cassandra-read-consistency", "LOCAL_QUORUM"])
+    assert given.writer.list_ttl_seconds == 43_200
+    assert given.cassandra.read_consistency == "LOCAL_QUORUM"
+    # The longest that Cassandra takes.
+    assert parse(["--profile-ttl-days", "1e9"]).writer.list_ttl_seconds == 20 * 365 * 86_400
+    with pytest.raises(OptionError, match="read_consistency"):
+        parse(["--cassandra-read-consistency", "SOME"])

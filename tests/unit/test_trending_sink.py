@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pyflink.common import Row, RowKind
 
-from connectors.cassandra_writer import WriteReport
+from connectors.cassandra_writer import RefusedRow, WriteReport
 from connectors.trending_sink import NO_EPOCH, ListChanges, TrendingSink
 from tests.unit.test_cassandra_sink import Metrics
 from udfs.trending import Items, TrendingConfig
@@ -24,9 +24,10 @@ class Context:
     def __init__(self) -> None:
         self.stored: Any = None
         self.timers: set[int] = set()
+        self.metrics = Metrics()
 
     def get_metrics_group(self) -> Metrics:
-        return Metrics()
+        return self.metrics
 
     def get_state(self, _descriptor: object) -> Context:
         return self
@@ -52,6 +53,7 @@ class Recorder:
         self.pending: list[tuple[str, Items]] = []
         self.saved: list[tuple[str, Items]] = []
         self.closed = False
+        self.report = WriteReport()
 
     def save_scope(self, scope: str, items: Items, generated_ms: int) -> None:
         assert generated_ms == time.time_ns() // 1_000_000
@@ -60,7 +62,7 @@ class Recorder:
     def drain(self) -> WriteReport:
         self.saved += self.pending
         self.pending.clear()
-        return WriteReport()
+        return self.report
 
     def close(self) -> None:
         self.closed = True
@@ -121,6 +123,17 @@ def test_a_quiet_scope_keeps_the_list_of_an_older_epoch(harness: Harness) -> Non
 
 def test_the_newest_products_keep_their_times(harness: Harness) -> None:
     assert harness.take(f"{NO_EPOCH} 1.7E9 {P1}") == [("all", [("p1", 1.7e9)])]
+
+
+def test_a_refused_list_is_counted_and_the_next_one_saved(harness: Harness) -> None:
+    harness.writer.report = WriteReport(refused_rows=[RefusedRow("trending", "all", b"{}", "no")])
+    harness.take(f"{EPOCH} 2.0 {P1}")
+    harness.writer.report = WriteReport(rows=1)
+    harness.take(f"{EPOCH} 4.0 {P1}")
+
+    counters = harness.context.metrics.counters
+    assert counters["refused_rows"].value == 1
+    assert counters["trending_lists_written"].value == 1
 
 
 def test_the_writer_is_closed(harness: Harness) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import re
+import struct
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +25,7 @@ from cassandra import (
 from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionShutdown
 from cassandra.cqltypes import lookup_casstype
+from cassandra.metadata import Murmur3Token
 from cassandra.protocol import (
     IsBootstrappingErrorMessage,
     OverloadedErrorMessage,
@@ -32,19 +37,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors import cassandra_writer
+from connectors.cassandra_schema import stored_event_id
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import (
     CassandraWriter,
+    WaitInterruptedError,
     WriterConfig,
     encode_event,
     encode_list,
     item_prefix,
 )
 from tests.unit.builders import NOW_MS, event, pending, saved_list
-from udfs.schemas import EVENT_TYPES, MAX_TIMESTAMP_MS, Event, SaveBatch
+from udfs.schemas import (
+    EVENT_TYPES,
+    MAX_TIMESTAMP_MS,
+    Erasure,
+    Event,
+    Objection,
+    ProductChange,
+    ProductDetails,
+    SaveBatch,
+)
 
 PROTOCOL = 5
 ITEMS = lookup_casstype("ListType(FrozenType(TupleType(UTF8Type, FloatType, UTF8Type)))")
+TEXTS = lookup_casstype("ListType(UTF8Type)")
 TEXT, BIGINT, TIMESTAMP, INT, DATE = map(
     lookup_casstype, ("UTF8Type", "LongType", "TimestampType", "Int32Type", "SimpleDateType")
 )
@@ -62,6 +79,7 @@ def utc(milliseconds: int) -> dt.datetime:
     st.integers(0, MAX_TIMESTAMP_MS),
     st.integers(0, MAX_TIMESTAMP_MS),
     st.just("") | texts,
+    st.lists(texts, max_size=5),
 )
 def test_list_is_serialised_as_the_driver_does(
     user: str,
@@ -70,6 +88,7 @@ def test_list_is_serialised_as_the_driver_does(
     event_ms: int,
     generated_us: int,
     variant: str,
+    excluded: list[str],
 ) -> None:
     saved = saved_list(
         user,
@@ -80,8 +99,9 @@ def test_list_is_serialised_as_the_driver_does(
         event_ms=event_ms,
         generated_us=generated_us,
         variant=variant,
+        excluded=excluded,
     )
-    values, size = encode_list(saved)
+    values, size = encode_list(saved, INT.serialize(7_776_000, PROTOCOL))
     rows = [(product_id, float(score), reason) for product_id, score, reason in items]
     assert values == [
         TEXT.serialize(user, PROTOCOL),
@@ -90,7 +110,10 @@ def test_list_is_serialised_as_the_driver_does(
         TIMESTAMP.serialize(event_ms, PROTOCOL),
         TIMESTAMP.serialize(generated_us // 1000, PROTOCOL),
         TEXT.serialize(variant, PROTOCOL),
+        # Written also where it is empty: what is left out keeps its older value.
+        TEXTS.serialize(excluded, PROTOCOL),
         BIGINT.serialize(generated_us, PROTOCOL),
+        INT.serialize(7_776_000, PROTOCOL),
     ]
     assert [tuple(row) for row in ITEMS.deserialize(values[1], PROTOCOL)] == rows
     # The driver reads times as float seconds.
@@ -126,7 +149,8 @@ def test_event_is_serialised_as_the_driver_does(made: Event, variant: str | None
         TEXT.serialize(made.user_id, PROTOCOL),
         DATE.serialize(Date(day), PROTOCOL),
         TIMESTAMP.serialize(made.ts, PROTOCOL),
-        TEXT.serialize(made.event_id, PROTOCOL),
+        # Lines of one order may share an id.
+        TEXT.serialize(stored_event_id(made.event_id, made.product_id), PROTOCOL),
         TEXT.serialize(made.type, PROTOCOL),
         optional(TEXT, made.product_id),
         optional(TEXT, made.query),
@@ -139,34 +163,70 @@ def test_event_is_serialised_as_the_driver_does(made: Event, variant: str | None
     assert size >= sum(4 + len(value) for value in values if value is not UNSET_VALUE)
 
 
+class Prepared:
+    """A prepared statement: of a bound one, the first value names the row."""
+
+    def __init__(self, cql: str) -> None:
+        verb, table = cql.split()[0].lower(), cql.partition(" k.")[2].split()[0]
+        self.name = f"{verb} {table}"
+        self.query_id = self.name.encode()
+        columns = re.search(r"\(([^)]+)\) VALUES", cql)
+        names = columns[1].split(", ") if columns else re.findall(r"(\w+) = \?", cql)
+        using = re.findall(r"(TIMESTAMP|TTL) \?", cql)
+        ordered = [*names, *using] if columns else [*using, *names]
+        self.column_metadata = [SimpleNamespace(name=name) for name in ordered]
+
+    def bind(self, values: tuple[Any, ...]) -> Any:
+        assert len(values) == len(self.column_metadata), self.name
+        text = json.dumps([self.name, *values]).encode()
+        # As the driver, which cannot serialise everything either.
+        for value in values:
+            if isinstance(value, str):
+                struct.pack(">H", len(value.encode()))
+        return SimpleNamespace(values=[text], routing_key=b"key")
+
+
 class Server:
     """A session of the driver: takes batches, and refuses or fails as it is told."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
+        self.bound: list[list[Any]] = []
+        self.levels: list[int | None] = []
         self.batches: list[list[str]] = []
         self.sizes: list[int] = []
         self.prepared: list[str] = []
         self.unanswered = 0
         self.most_unanswered = 0
         self.fail: Callable[[list[str]], Exception | None] = lambda _: None
+        self.fail_all: Exception | None = None
         self.lost_tables = False
+        self.prepare_fails: list[Exception] = []
 
     def prepare(self, cql: str) -> Any:
-        if self.lost_tables and self.prepared.count(cql) == 0 and "SELECT" in cql:
+        if self.prepare_fails:
+            raise self.prepare_fails.pop()
+        if self.lost_tables:
             msg = "unconfigured table"
             raise InvalidRequest(msg)
         self.prepared.append(cql)
-        return SimpleNamespace(query_id=b"list" if "recommendations" in cql else b"event")
+        return Prepared(cql)
 
     def execute_async(self, batch: Any, execution_profile: str) -> Any:
         assert execution_profile == "write"
         assert batch.is_idempotent
-        rows = [
-            (values[0] if query_id == b"list" else values[3]).decode()
-            for prepared, query_id, values in batch._statements_and_parameters
-        ]
+        rows, bound = [], []
+        for prepared, query_id, values in batch._statements_and_parameters:
+            assert prepared
+            if query_id == b"insert recommendations_by_user":
+                rows.append(values[0].decode())
+            elif query_id == b"insert events_by_user_day":
+                rows.append(values[3].decode().partition("\x1f")[0])
+            else:
+                bound.append(json.loads(values[0]))
+                rows.append(" ".join(map(str, bound[-1])))
         self.batches.append(rows)
+        self.levels.append(batch.consistency_level)
         self.sizes.append(
             sum(
                 len(value)
@@ -178,22 +238,52 @@ class Server:
         self.unanswered += 1
         self.most_unanswered = max(self.most_unanswered, self.unanswered)
         error = self.fail(rows)
+        if error is None and batch.consistency_level == ConsistencyLevel.ALL:
+            error = self.fail_all
 
         def result() -> None:
             self.unanswered -= 1
             if error is not None:
                 raise error
             self.rows.extend(rows)
+            self.bound.extend(bound)
 
-        return SimpleNamespace(result=result)
+        def add_callbacks(done: Callable[[Any], None], failed: Callable[[Any], None]) -> None:
+            try:
+                result()
+            except Exception as raised:
+                failed(raised)
+            else:
+                done(None)
+
+        return SimpleNamespace(result=result, add_callbacks=add_callbacks)
+
+
+class Cluster:
+    """A cluster of the driver that has one session."""
+
+    def __init__(self, event_ttl_seconds: int = 90 * 86_400) -> None:
+        self.ended = False
+        options = {"default_time_to_live": event_ttl_seconds}
+        tables = {"events_by_user_day": SimpleNamespace(options=options)}
+        self.metadata = SimpleNamespace(
+            token_map=None,
+            all_hosts=lambda: [1],
+            keyspaces={"k": SimpleNamespace(tables=tables)},
+        )
+
+    def shutdown(self) -> None:
+        self.ended = True
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Server:
     made = Server()
-    cluster = SimpleNamespace(
-        metadata=SimpleNamespace(token_map=None, all_hosts=lambda: [1]), shutdown=lambda: None
-    )
     monkeypatch.setattr(cassandra_writer, "connect", lambda *_, **__: (cluster, made))
     return made
 
@@ -203,8 +293,19 @@ def slept() -> list[float]:
     return []
 
 
-def writer(server: Server, slept: list[float], **config: Any) -> CassandraWriter:
-    return CassandraWriter(CassandraOptions(), WriterConfig(**config), sleep=slept.append)
+def writer(
+    server: Server,
+    slept: list[float],
+    options: CassandraOptions | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    **config: Any,
+) -> CassandraWriter:
+    return CassandraWriter(
+        options or CassandraOptions(keyspace="k"),
+        WriterConfig(**config),
+        sleep=slept.append,
+        interrupted=interrupted,
+    )
 
 
 def batch_of(n: int, *, query: str = "q") -> SaveBatch:
@@ -336,21 +437,364 @@ def test_failure_while_isolating_is_retried(server: Server, slept: list[float]) 
     assert report.retries == 2
 
 
-def test_lost_table_fails_the_job_and_refuses_no_event(server: Server, slept: list[float]) -> None:
-    server.fail = lambda _: InvalidRequest("unconfigured table")
+def product(product_id: str, category: str = "c", **fields: Any) -> ProductDetails:
+    values: dict[str, Any] = {"title": "t", "price": None, "in_stock": True, **fields}
+    return ProductDetails(product_id, category=category, **values)
+
+
+EVERY_KIND = {
+    "event": SaveBatch(events=[pending(event())]),
+    "list": SaveBatch(lists=[saved_list()]),
+    "product": SaveBatch(products=[ProductChange(None, product("p"), 5)]),
+    "erasure": SaveBatch(erasures=[Erasure("u", 1, 1, 2)]),
+    "objection": SaveBatch(objections=[Objection("u", 2)]),
+    "unresolved": SaveBatch(unresolved=[("p", 1.0)], unresolved_scope="unresolved:0"),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_lost_table_fails_the_job_and_refuses_no_row(
+    server: Server, slept: list[float], kind: str
+) -> None:
     made = writer(server, slept)
+    made.save(EVERY_KIND[kind])
+    made.drain()
+    server.fail = lambda _: InvalidRequest("unconfigured table")
     server.lost_tables = True
-    made.save(batch_of(3))
-    with pytest.raises(InvalidRequest, match="unconfigured table"):
+
+    def save() -> None:
+        made.save(EVERY_KIND[kind])
         made.drain()
 
+    with pytest.raises(InvalidRequest, match="unconfigured table"):
+        save()
 
-def test_refused_list_fails_the_job(server: Server, slept: list[float]) -> None:
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_refused_row_of_any_kind_is_reported_and_never_fails_the_job(
+    server: Server, slept: list[float], kind: str
+) -> None:
+    server.fail = lambda _: InvalidRequest("Key length of 70000 is longer than maximum of 65535")
+    made = writer(server, slept)
+    made.save(EVERY_KIND[kind])
+    report = made.drain()
+    assert len(report.refused) == (kind == "event")
+    assert bool(report.refused_rows) == (kind != "event")
+    assert report.rows == 0
+    for row in report.refused_rows:
+        assert row.key in {"u", "p", "unresolved:0"}
+        assert json.loads(row.row)
+        assert "Key length" in row.detail
+    assert slept == []
+    # And a good row of the same key later is saved.
+    server.fail = lambda _: None
+    made.save(EVERY_KIND[kind])
+    assert made.drain().rows > 0
+
+
+def test_refused_list_is_reported_whole_and_the_others_are_saved(
+    server: Server, slept: list[float]
+) -> None:
     server.fail = lambda rows: InvalidRequest("bad list") if "u1" in rows else None
     made = writer(server, slept)
-    made.save(SaveBatch(lists=[saved_list("u1"), saved_list("u2")]))
-    with pytest.raises(RuntimeError, match="bad list"):
+    made.save(SaveBatch(lists=[saved_list("u1", ["p1", "p2"]), saved_list("u2")]))
+    report = made.drain()
+    assert server.rows == ["u2"]
+    (row,) = report.refused_rows
+    assert (row.table, row.key) == ("recommendations_by_user", "u1")
+    assert json.loads(row.row)["product_ids"] == ["p1", "p2"]
+    assert json.loads(row.row)["scores"] == [1.0, 0.0]
+
+
+def test_refused_row_of_a_product_names_its_table_and_the_others_are_saved(
+    server: Server, slept: list[float]
+) -> None:
+    server.fail = lambda rows: InvalidRequest("long") if "category:" in "".join(rows) else None
+    made = writer(server, slept)
+    made.save(SaveBatch(products=[ProductChange(None, product("p1", "shifted"), 5)]))
+    report = made.drain()
+    tables = sorted(values[0] for values in server.bound)
+    assert tables == ["insert products", "insert products_by_scope"]
+    (row,) = report.refused_rows
+    assert (row.table, row.key) == ("products_by_scope", "p1")
+    # NaN, for no price, is no JSON.
+    assert json.loads(row.row, parse_constant=pytest.fail) == {
+        "scope": "category:shifted", "price": None, "product_id": "p1", "TIMESTAMP": 5,
+    }  # fmt: skip
+
+
+def test_what_cannot_be_serialised_is_refused_and_the_others_are_saved(
+    server: Server, slept: list[float]
+) -> None:
+    made = writer(server, slept)
+    no_utf8 = "u\ud800"
+    made.save(
+        SaveBatch(
+            lists=[saved_list(no_utf8), saved_list("u2")],
+            events=[pending(event("e1", session_id=no_utf8)), pending(event("e2"))],
+            products=[ProductChange(None, product("p1", "c" * 70_000), 5)],
+            objections=[Objection("u" * 70_000, 9)],
+        )
+    )
+    report = made.drain()
+    assert {"u2", "e2"} <= set(server.rows)
+    assert [refused.pending.event.event_id for refused in report.refused] == ["e1"]
+    refused_tables = [row.table for row in report.refused_rows]
+    assert refused_tables == [
+        "recommendations_by_user", "products", "products_by_scope", "recommendations_by_user",
+    ]  # fmt: skip
+    assert slept == []
+
+
+def test_key_part_that_is_too_long_is_refused_on_a_ring(server: Server, slept: list[float]) -> None:
+    made = writer(server, slept)
+    made._ring._metadata = ring(["n1", "n2"])
+    long_user = event("e1", user_id="u" * 70_000)
+    made.save(SaveBatch(events=[pending(long_user), pending(event("e2"))]))
+    report = made.drain()
+    assert server.rows == ["e2"]
+    assert [refused.pending.event.event_id for refused in report.refused] == ["e1"]
+
+
+def test_server_that_is_away_while_a_refused_row_is_looked_at_is_waited_for(
+    server: Server, slept: list[float]
+) -> None:
+    made = writer(server, slept)
+    server.fail = lambda rows: InvalidRequest("bad") if "e1" in rows else None
+    server.prepare_fails = [OperationTimedOut(), NoHostAvailable("none", {})]
+    made.save(batch_of(3))
+    report = made.drain()
+    assert [refused.pending.event.event_id for refused in report.refused] == ["e1"]
+    assert len(slept) == 2
+
+
+DAY = 86_400_000
+NOW_DAY = NOW_MS // DAY
+
+
+class TestErasure:
+    """What is deleted of a user, at which level, and when it is done."""
+
+    @pytest.fixture(autouse=True)
+    def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(time, "time_ns", lambda: NOW_MS * 1_000_000)
+
+    @staticmethod
+    def erasure(oldest_ms: int = NOW_MS, **fields: Any) -> SaveBatch:
+        erased_us = NOW_MS * 1000 - 50
+        return SaveBatch(erasures=[Erasure("u", NOW_MS - 9, oldest_ms, erased_us, **fields)])
+
+    @staticmethod
+    def days(server: Server) -> list[int]:
+        found = {values[3] for values in server.bound if values[0] == "delete events_by_user_day"}
+        return sorted(day - 2**31 for day in found)
+
+    @staticmethod
+    def of(server: Server, name: str) -> list[Any]:
+        return [values[1:] for values in server.bound if values[0] == name]
+
+    @pytest.mark.parametrize(
+        ("oldest_ms", "ttl_days", "first"),
+        [
+            (NOW_MS, 90, NOW_DAY - 90),
+            (NOW_MS - 200 * DAY, 90, NOW_DAY - 200),
+            # A row dated far back.
+            (978_307_200_000, 90, 978_307_200_000 // DAY),
+            (0, 90, 0),
+            # The rows of an earlier profile, which has ended before they do.
+            (NOW_MS, 365, 10_957),
+        ],
+    )
+    def test_every_day_is_deleted_that_can_have_rows(
+        self,
+        server: Server,
+        cluster: Cluster,
+        slept: list[float],
+        oldest_ms: int,
+        ttl_days: int,
+        first: int,
+    ) -> None:
+        table = cluster.metadata.keyspaces["k"].tables["events_by_user_day"]
+        table.options["default_time_to_live"] = ttl_days * 86_400
+        made = writer(server, slept)
+        made.save(self.erasure(oldest_ms))
         made.drain()
+        found = self.days(server)
+        assert first - 1 <= found[0] <= first
+        assert found == list(range(found[0], NOW_DAY + 2))
+
+    def test_events_table_without_a_time_limit_is_searched_from_the_first_day(
+        self, server: Server, cluster: Cluster, slept: list[float]
+    ) -> None:
+        table = cluster.metadata.keyspaces["k"].tables["events_by_user_day"]
+        table.options["default_time_to_live"] = 0
+        made = writer(server, slept)
+        made.save(self.erasure())
+        assert self.days(server)[0] == 10_957
+
+    def test_repeated_deletion_takes_nothing_newer_than_the_erasure(
+        self, server: Server, slept: list[float]
+    ) -> None:
+        made = writer(server, slept)
+        made.save(self.erasure())
+        first = {values[0] for values in self.of(server, "delete events_by_user_day")}
+        server.bound.clear()
+        made.save(self.erasure(repeated=True))
+        again = {values[0] for values in self.of(server, "delete events_by_user_day")}
+        # The first time all that was saved before goes, also what was sent again a moment ago.
+        assert first == {NOW_MS * 1000}
+        assert again == {NOW_MS * 1000 - 50}
+        assert {values[0] for values in self.of(server, "delete recommendations_by_user")} == again
+
+    @pytest.mark.parametrize(
+        ("read", "write", "everywhere"),
+        [
+            ("LOCAL_ONE", "LOCAL_QUORUM", True),
+            ("ONE", "QUORUM", True),
+            ("LOCAL_QUORUM", "LOCAL_ONE", True),
+            ("LOCAL_QUORUM", "LOCAL_QUORUM", False),
+            ("QUORUM", "QUORUM", False),
+            ("LOCAL_ONE", "ALL", False),
+            ("ALL", "ONE", False),
+            ("TWO", "TWO", True),
+        ],
+    )
+    def test_done_needs_a_level_that_reads_cannot_miss(
+        self, server: Server, slept: list[float], read: str, write: str, everywhere: bool
+    ) -> None:
+        options = CassandraOptions(keyspace="k", read_consistency=read, write_consistency=write)
+        made = writer(server, slept, options, batch_rows=40)
+        server.fail_all = Unavailable("x", consistency=ConsistencyLevel.ALL)
+        made.save(self.erasure())
+        report = made.drain()
+        assert self.days(server)
+        assert report.erasures_unconfirmed == (1 if everywhere else 0)
+        assert bool(self.of(server, "insert erasures")) != everywhere
+        # Later, when all are back.
+        server.fail_all = None
+        made.save(self.erasure(repeated=True))
+        made.drain()
+        assert self.of(server, "insert erasures")[-1] == ["u", NOW_MS - 9, NOW_MS]
+        if everywhere:
+            at_all = [
+                row
+                for rows, level in zip(server.batches, server.levels, strict=True)
+                if level == ConsistencyLevel.ALL
+                for row in rows
+            ]
+            assert len({row for row in at_all if "delete events" in row}) >= 92
+            assert any("delete recommendations" in row for row in at_all)
+
+    def test_objection_deletes_the_list_alone(self, server: Server, slept: list[float]) -> None:
+        made = writer(server, slept)
+        made.save(SaveBatch(objections=[Objection("u", 77)]))
+        made.drain()
+        assert server.bound == [["delete recommendations_by_user", 77, "u"]]
+
+    def test_unresolved_products_are_saved_as_a_scope(
+        self, server: Server, slept: list[float]
+    ) -> None:
+        made = writer(server, slept)
+        made.save(SaveBatch(unresolved=[("wc_1", 3.0)], unresolved_scope="unresolved:2"))
+        made.save(SaveBatch())
+        made.drain()
+        assert server.bound == [["insert trending", "unresolved:2", [["wc_1", 3.0]], NOW_MS]]
+
+
+class TestReconnect:
+    """A server that is silent where it was is looked for again."""
+
+    @pytest.fixture
+    def elsewhere(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """What the next connections find; the first is the server of the fixture."""
+        found: list[Any] = []
+
+        def connect(*_: Any, **__: Any) -> Any:
+            answer = found.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        self.first = Cluster()
+        found.append((self.first, server))
+        monkeypatch.setattr(cassandra_writer, "connect", connect)
+        return found
+
+    def test_rows_go_to_where_the_names_lead_now(
+        self, server: Server, slept: list[float], elsewhere: list[Any]
+    ) -> None:
+        made = writer(server, slept, reconnect_after_s=0)
+        new = Server()
+        elsewhere += [NoHostAvailable("none", {}), (Cluster(), new)]
+        server.fail = lambda _: NoHostAvailable("none", {})
+        made.save(batch_of(5))
+        made.save(EVERY_KIND["objection"])
+        report = made.drain()
+        assert len(new.rows) == 6
+        assert report.reconnects == 1
+        assert self.first.ended
+        # Every statement that was in use, in the new session.
+        assert len(new.prepared) == 3
+        assert elsewhere == []
+
+    def test_half_made_connection_is_given_up(
+        self, server: Server, slept: list[float], elsewhere: list[Any]
+    ) -> None:
+        made = writer(server, slept, reconnect_after_s=0)
+        half, without_tables = Cluster(), Server()
+        without_tables.lost_tables = True
+        elsewhere += [(half, without_tables), (Cluster(), Server())]
+        server.fail = lambda _: OperationTimedOut()
+        made.save(batch_of(1))
+        assert made.drain().reconnects == 1
+        assert half.ended
+
+    @pytest.mark.usefixtures("elsewhere")
+    @pytest.mark.parametrize(
+        "answer", [Unavailable("x", consistency=1), WriteTimeout("x", write_type=0)]
+    )
+    def test_server_that_answers_is_not_left(
+        self, server: Server, slept: list[float], answer: Exception
+    ) -> None:
+        made = writer(server, slept, reconnect_after_s=0)
+        left = [answer] * 5
+        server.fail = lambda _: left.pop() if left else None
+        made.save(batch_of(1))
+        assert made.drain().reconnects == 0
+        assert not self.first.ended
+
+    @pytest.mark.usefixtures("elsewhere")
+    def test_short_silence_is_waited_for(self, server: Server, slept: list[float]) -> None:
+        made = writer(server, slept, reconnect_after_s=3600)
+        left: list[Exception] = [NoHostAvailable("none", {})] * 5
+        server.fail = lambda _: left.pop() if left else None
+        made.save(batch_of(1))
+        assert made.drain().reconnects == 0
+
+
+@pytest.mark.parametrize("attempts", [0, 1, 4])
+def test_wait_ends_when_the_task_shall_end(
+    server: Server, slept: list[float], attempts: int
+) -> None:
+    server.fail = lambda _: NoHostAvailable("none", {})
+    asleep: list[float] = slept
+    made = writer(
+        server, asleep, interrupted=lambda: len(asleep) >= attempts, reconnect_after_s=3600
+    )
+    made.save(batch_of(3))
+    with pytest.raises(WaitInterruptedError):
+        made.drain()
+    assert len(slept) == attempts
+
+
+def test_long_wait_is_slept_in_parts(server: Server, slept: list[float]) -> None:
+    left = [OperationTimedOut()]
+    server.fail = lambda _: left.pop() if left else None
+    made = writer(server, slept, backoff_first_s=100.0, backoff_max_s=100.0)
+    made.save(batch_of(1))
+    made.drain()
+    assert 50 <= sum(slept) <= 105
+    assert max(slept) <= 5
 
 
 @pytest.mark.parametrize("error", [Unauthorized("no"), AuthenticationFailed("no")])
@@ -363,18 +807,21 @@ def test_missing_rights_fail_the_job(server: Server, slept: list[float], error: 
     assert slept == []
 
 
-def test_rows_are_grouped_by_first_replica_on_a_ring(
-    server: Server, slept: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cassandra.metadata import Murmur3Token
-
+def ring(nodes: list[str]) -> Any:
+    """The driver's view of a cluster whose nodes own the ring in turns."""
     tokens = [Murmur3Token(value) for value in range(-(2**63), 2**63, 2**60)]
-    owner = {token.value: f"node{at % 3}" for at, token in enumerate(tokens)}
+    owner = {token.value: nodes[at % len(nodes)] for at, token in enumerate(tokens)}
     token_map = SimpleNamespace(
         token_class=Murmur3Token, ring=tokens, get_replicas=lambda _, token: [owner[token.value]]
     )
+    return SimpleNamespace(token_map=token_map, all_hosts=lambda: nodes)
+
+
+def test_rows_are_grouped_by_first_replica_on_a_ring(server: Server, slept: list[float]) -> None:
     made = writer(server, slept)
-    made._ring._metadata = SimpleNamespace(token_map=token_map, all_hosts=lambda: [1, 2, 3])
+    made._ring._metadata = ring(["node0", "node1", "node2"])
+    tokens = made._ring._metadata.token_map.ring
+    owner = {token.value: f"node{at % 3}" for at, token in enumerate(tokens)}
     users = [f"user{at}" for at in range(60)]
     made.save(SaveBatch(lists=[saved_list(user) for user in users]))
     made.drain()
@@ -409,6 +856,11 @@ def test_item_prefix_is_cached_and_bounded(
         {"backoff_first_s": 0.0},
         {"backoff_max_s": 0.01},
         {"backoff_max_s": float("nan")},
+        # The driver counts them in two bytes.
+        {"batch_rows": 65_536},
+        {"list_ttl_seconds": 0},
+        {"list_ttl_seconds": 630_720_001},
+        {"reconnect_after_s": -1.0},
     ],
 )
 def test_limits_that_let_nothing_through_are_refused(wrong: dict[str, Any]) -> None:
