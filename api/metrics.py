@@ -38,7 +38,8 @@ DEGRADED = Counter(
 )
 _EVENTS = Counter(
     "recommender_api_events",
-    "Events by what became of them: sent (put into the buffer), delivered, failed, dropped.",
+    "Events by what became of them: sent (put into the buffer), delivered, failed (Kafka refused"
+    " them), lost (in the buffer when a worker's time to flush was over), dropped (no room).",
     ("outcome",),
 )
 _PRODUCTS = Gauge(
@@ -81,7 +82,7 @@ class Watch:
     def __call__(self) -> None:
         """Add what is new since the last call."""
         counts, last = self._events.counts, self._last
-        for outcome in ("sent", "delivered", "failed", "dropped"):
+        for outcome in ("sent", "delivered", "failed", "lost", "dropped"):
             # `sent` is taken back where the producer refuses; a counter cannot go down.
             new = getattr(counts, outcome) - getattr(last, outcome)
             _EVENTS.labels(outcome).inc(max(0, new))

@@ -69,6 +69,20 @@ class TestMetrics:
         watch()
         assert delivered() - before == 4
 
+    def test_what_died_in_the_buffer_is_exported(self) -> None:
+        class Client:
+            counts = Counts(sent=9, delivered=2, lost=7)
+
+        shop = Shop()
+
+        def lost() -> float:
+            text = shop.client.get("/metrics").text
+            return sample(text, 'recommender_api_events_total{outcome="lost"}')
+
+        before = lost()
+        Watch(Client(), None)()
+        assert lost() - before == 7
+
     def test_what_dashboard_and_alerts_ask_for_is_exported(self) -> None:
         class Client:
             counts = Counts(sent=4, delivered=1, failed=1, dropped=1)

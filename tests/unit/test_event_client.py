@@ -89,11 +89,11 @@ def test_what_is_sent_is_what_the_job_reads(
 
 def test_id_and_time_are_made_only_where_they_are_missing() -> None:
     made = make_event({**CLICK, "ts": None, "event_id": None, "colour": "unknown"}, NOW)
-    given_ones = make_event({**CLICK, "ts": 5, "event_id": "mine"}, NOW)
+    given_ones = make_event({**CLICK, "ts": NOW - 5, "event_id": "mine"}, NOW)
 
     assert made.ts == NOW
     assert uuid.UUID(made.event_id).int >> 80 == NOW
-    assert (given_ones.ts, given_ones.event_id) == (5, "mine")
+    assert (given_ones.ts, given_ones.event_id) == (NOW - 5, "mine")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
@@ -159,10 +159,10 @@ def test_a_full_buffer_drops_and_counts(
         # Nobody to deliver to: what is left at the end is lost, and said so.
         unconnected.close()
 
-    assert unconnected.counts == Counts(sent=10, dropped=4, failed=10)
+    assert unconnected.counts == Counts(sent=10, dropped=4, lost=10)
     messages = [record.getMessage() for record in caplog.records]
     assert sum("dropped" in message for message in messages) == 1
-    assert sum("not delivered" in message for message in messages) == 1
+    assert sum("was lost" in message for message in messages) == 1
 
 
 def test_a_closed_client_drops(unconnected: EventClient) -> None:
@@ -178,6 +178,34 @@ def test_a_closed_client_drops(unconnected: EventClient) -> None:
 def test_a_wrong_setting_is_an_error_at_once() -> None:
     with pytest.raises(KafkaException, match=r"no\.such\.setting"):
         EventClient(NOWHERE, properties={"no.such.setting": 1})
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (KafkaError._PURGE_QUEUE, Counts(sent=1, lost=1)),
+        (KafkaError._PURGE_INFLIGHT, Counts(sent=1, lost=1)),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, Counts(sent=1, failed=1)),
+        (KafkaError.MSG_SIZE_TOO_LARGE, Counts(sent=1, failed=1)),
+    ],
+)
+def test_what_kafka_refuses_and_what_dies_in_the_buffer_are_told_apart(
+    code: int, expected: Counts
+) -> None:
+    made: list[BreakingProducer] = []
+
+    def make(_settings: dict[str, Any]) -> BreakingProducer:
+        made.append(BreakingProducer(room=3))
+        return made[-1]
+
+    client = EventClient(NOWHERE, make_producer=make)
+    client.track("u", "click", product_id="p")
+    ((key, value, report),) = made[0].held
+    made[0].held.clear()
+    report(KafkaError(code), Message(key, value))
+    client.close()
+
+    assert client.counts == expected
 
 
 def test_the_producer_stays_idempotent() -> None:
@@ -216,7 +244,7 @@ if child == 0:
         client.track("u", "click", product_id="p")
     assert client.counts == Counts(sent=5, dropped=2), client.counts
     client.close()
-    assert client.counts == Counts(sent=5, dropped=2, failed=5), client.counts
+    assert client.counts == Counts(sent=5, dropped=2, lost=5), client.counts
     sys.exit(7)  # through the interpreter's own end, with the parent's producer in memory
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert client.counts == Counts(sent=5), client.counts
