@@ -22,9 +22,10 @@ import msgspec
 from flask import request
 
 from api.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError
+from api.tokens import Tokens
 
-Scope = Literal["read", "ingest", "catalogue", "erase"]
-SCOPES: Final[tuple[Scope, ...]] = ("read", "ingest", "catalogue", "erase")
+Scope = Literal["read", "ingest", "catalogue", "erase", "token"]
+SCOPES: Final[tuple[Scope, ...]] = ("read", "ingest", "catalogue", "erase", "token")
 KEY_PREFIX: Final = "rk_"
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="recommender"'}
@@ -104,10 +105,14 @@ def check_binds(binds: Sequence[str], keys: Sequence[ApiKey]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a key, or the user of this machine (``key`` 0) where there are none."""
+    """Who asks: a key, or the user of this machine (``key`` 0) where there are none.
+
+    ``user_id`` is set where the request came with a token: all else is of the key behind it.
+    """
 
     key: int
     name: str
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class Access:
     """Decides who may do what."""
 
     keys: tuple[ApiKey, ...] = ()
+    tokens: Tokens = field(default_factory=Tokens)
     _hashes: tuple[bytes, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -145,6 +151,26 @@ class Access:
         if scope not in key.scopes:
             raise ProblemError(FORBIDDEN, f"the API key lacks the scope {scope}")
         return Caller(found, key.name)
+
+    def admit_user(self, token: str, user_id: str | None, now_ms: int) -> Caller:
+        """Return who asks with a token, for ``user_id`` where the path names one.
+
+        Raises:
+            ProblemError: 401, the token or the key behind it holds no longer; 403, another's.
+        """
+        found = self.tokens.read(token, now_ms)
+        if self.keys:
+            holders = {one.name: at for at, one in enumerate(self.keys) if "token" in one.scopes}
+            if found.key not in holders:
+                detail = "the API key behind the token is gone"
+                raise ProblemError(UNAUTHENTICATED, detail, headers=_CHALLENGE)
+            caller = Caller(holders[found.key], found.key, found.user_id)
+        else:
+            local = self._neighbour()
+            caller = Caller(local.key, local.name, found.user_id)
+        if user_id is not None and user_id != found.user_id:
+            raise ProblemError(FORBIDDEN, "the token is of another user")
+        return caller
 
     @staticmethod
     def _neighbour() -> Caller:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from api.access import SCOPES, ApiKey, Scope, load_keys
 from api.parameters import MAX_ID_LENGTH
 from api.rate_limit import Rate
 from api.shared import RATE_FILE_VARIABLE
+from api.tokens import load_secrets
 from connectors.cassandra_schema import DEFAULT_EVENT_TTL_DAYS, MAX_EVENT_TTL_DAYS
 from connectors.cassandra_session import CassandraOptions
 from connectors.kafka_client import KafkaClientOptions
@@ -28,6 +29,7 @@ def _default_rates() -> dict[Scope, Rate]:
         "ingest": _rate_of(20_000),
         "catalogue": _rate_of(2_000),
         "erase": _rate_of(10),
+        "token": _rate_of(500),
     }
 
 
@@ -64,6 +66,12 @@ class ApiConfig:
             Where it is not set: on without API keys, where this machine alone is served, and off
             with them.
         shop_users: Users that the page offers, separated by commas; RECOMMENDER_SHOP_USERS.
+        origins: Pages of these origins may read a user's list and send events, with a token of
+            the user; RECOMMENDER_API_ORIGINS, exact origins separated by commas.
+        token_secrets: What signs these tokens, of the file RECOMMENDER_API_TOKEN_SECRET_FILE, one
+            a line: the last signs, all are accepted. None: no tokens are made.
+        impossible_times: What becomes of an event whose ``ts`` the job would refuse
+            (RECOMMENDER_API_IMPOSSIBLE_TIMES): "refuse" it, or give it the time of "now".
         flink_url: The JobManager's REST interface, for the page's live figures;
             RECOMMENDER_FLINK_URL. None: they are shown as not connected.
     """
@@ -82,6 +90,9 @@ class ApiConfig:
     flush_seconds: int = 10
     shop_window: bool | None = None
     shop_users: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    token_secrets: tuple[str, ...] = field(default=(), repr=False)
+    impossible_times: Literal["refuse", "now"] = "refuse"
     flink_url: str | None = None
 
     def __post_init__(self) -> None:
@@ -152,6 +163,7 @@ class ApiConfig:
             if per_second:
                 rates[scope] = _rate_of(per_second)
         keys_file = source.get(f"{ENV_PREFIX}API_KEYS_FILE")
+        secret_file = source.get(f"{ENV_PREFIX}API_TOKEN_SECRET_FILE")
         return cls(
             cassandra=CassandraOptions.from_env(ENV_PREFIX, source),
             kafka=KafkaClientOptions.from_env(ENV_PREFIX, source),
@@ -160,6 +172,9 @@ class ApiConfig:
             rate_file=source.get(RATE_FILE_VARIABLE),
             shop_window=read("SHOP_WINDOW", _switch, None, "on or off"),
             shop_users=read("SHOP_USERS", _ids, (), "user ids, separated by commas"),
+            origins=read("API_ORIGINS", _origins, (), "origins such as https://shop.example"),
+            token_secrets=() if secret_file is None else load_secrets(Path(secret_file)),
+            impossible_times=read("API_IMPOSSIBLE_TIMES", _impossible, "refuse", "refuse or now"),
             flink_url=source.get(f"{ENV_PREFIX}FLINK_URL"),
             **numbers,
         )
@@ -170,6 +185,31 @@ def _switch(raw: str) -> bool | None:
         msg = f"{raw!r} is neither"
         raise ValueError(msg)
     return raw == "on"
+
+
+def _origins(raw: str) -> tuple[str, ...]:
+    """Read origins as browsers write them: scheme://host[:port], in small letters."""
+    origins = tuple(one.strip() for one in raw.split(",") if one.strip())
+    for one in origins:
+        parts = urlsplit(one)
+        exact = f"{parts.scheme}://{parts.netloc}"
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or one != exact.lower()
+            or "*" in one
+            or "@" in one
+        ):
+            msg = f"{one!r} is no origin such as https://shop.example"
+            raise ValueError(msg)
+    return origins
+
+
+def _impossible(raw: str) -> Literal["refuse", "now"]:
+    if raw not in ("refuse", "now"):
+        msg = f"{raw!r} is neither"
+        raise ValueError(msg)
+    return "now" if raw == "now" else "refuse"
 
 
 def _ids(raw: str) -> tuple[str, ...]:

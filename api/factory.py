@@ -9,17 +9,20 @@ from typing import Any
 from flask import Flask
 
 from api import (
+    cors,
     documentation,
     erasure,
     error_handlers,
     events,
     health,
     metrics,
+    objection,
     products,
     profile,
     recommendations,
     request_id,
     trending,
+    user_token,
 )
 from api.access import Access
 from api.background import Ticker
@@ -35,6 +38,7 @@ from api.shop import routes as shop
 from api.shop.projection import Mapper
 from api.shop.pulse import Pulse
 from api.shop.shelves import Shelves
+from api.tokens import Tokens
 from connectors.event_client import EventClient
 from connectors.kafka_client import AcknowledgedProducer
 from connectors.recommendation_store import (
@@ -50,6 +54,8 @@ _BLUEPRINTS = (
     events.blueprint,
     profile.blueprint,
     erasure.blueprint,
+    objection.blueprint,
+    user_token.blueprint,
     health.blueprint,
     metrics.blueprint,
     documentation.blueprint,
@@ -97,6 +103,7 @@ def create_app(
     request_id.register(app)
     metrics.register(app)
     error_handlers.register(app)
+    cors.register(app)
     for blueprint in _BLUEPRINTS:
         app.register_blueprint(blueprint)
     if config.serves_shop_window:
@@ -170,7 +177,7 @@ def _services(
 
     return Services(
         config=config,
-        access=Access(config.keys),
+        access=Access(config.keys, Tokens(config.token_secrets)),
         limiter=limiter,
         store=store,
         shelf=shelf,

@@ -42,6 +42,9 @@ _EVENTS = Counter(
     " them), lost (in the buffer when a worker's time to flush was over), dropped (no room).",
     ("outcome",),
 )
+REFUSED = Counter(
+    "recommender_api_refused_events", "Events of POST /v1/events that were refused.", ("reason",)
+)
 _PRODUCTS = Gauge(
     "recommender_api_catalogue_products",
     "Products in a worker's memory.",

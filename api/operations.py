@@ -20,7 +20,7 @@ import msgspec
 from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from api import parameters, problems
+from api import browser, parameters, problems
 from api.access import Caller, Scope
 from api.parameters import Parameter
 from api.problems import Kind, ProblemError
@@ -41,21 +41,28 @@ class Answer:
 
 
 class Body:
-    """A JSON body of type ``type_`` with at most ``max_bytes``."""
+    """A JSON body with at most ``max_bytes``.
 
-    def __init__(self, type_: Any, *, max_bytes: int, meaning: str) -> None:
-        self.type = type_
+    Args:
+        types: What it may be, for the description.
+        max_bytes: Its size.
+        meaning: For the description.
+        read_as: What it is decoded as; None: the only one of ``types``.
+    """
+
+    def __init__(self, *types: Any, max_bytes: int, meaning: str, read_as: Any = None) -> None:
+        self.types = types
         self.max_bytes = max_bytes
         self.meaning = meaning
-        self._decoder = msgspec.json.Decoder(type_)
+        self._decoder = msgspec.json.Decoder(types[0] if read_as is None else read_as)
 
-    def read(self) -> Any:
-        """Return the body of this request.
+    def read(self, *, beacon: bool = False) -> Any:
+        """Return the body of this request; ``beacon``: it may be one (`api.browser`).
 
         Raises:
             ProblemError: It is too large, no JSON, or not of the type.
         """
-        if request.mimetype != "application/json":
+        if request.mimetype != "application/json" and not (beacon and browser.is_beacon()):
             # It is also what keeps pages from elsewhere out: a browser asks before it sends JSON.
             raise ProblemError(problems.NOT_JSON, "the Content-Type must be application/json")
         request.max_content_length = self.max_bytes
@@ -72,11 +79,16 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What the description says of one route; ``scope`` None: open to everyone."""
+    """What the description says of one route.
+
+    ``scope`` None: open to everyone. ``browser``: pages of the allowed origins may ask, with a
+    token of the user that the path or the body names (`api.browser`).
+    """
 
     summary: str
     answers: Mapping[int, Answer]
     scope: Scope | None = None
+    browser: bool = False
     query: Sequence[Parameter] = ()
     body: Body | None = None
     problems: Sequence[Kind] = ()
@@ -114,14 +126,21 @@ def route(
         @functools.wraps(view)
         def checked(**path: str) -> Response:
             if scope is not None:
-                g.caller = services().access.admit(scope)
+                token = browser.presented_token() if operation.browser else None
+                access = services().access
+                if token is None:
+                    g.caller = access.admit(scope)
+                else:
+                    g.caller = access.admit_user(token, path.get("user_id"), now_ms())
                 charge(scope, 1)
             for name, value in path.items():
                 parameters.identifier("id" if name.endswith("_id") else name, value)
             if last is not None and "/" in path[last] and not _is_one_segment(rule):
                 raise ProblemError(problems.NOT_FOUND, "there is no such path")
             parameters.only(query)
-            return view(**path) if body is None else view(**path, body=body.read())
+            if body is None:
+                return view(**path)
+            return view(**path, body=body.read(beacon=operation.browser))
 
         setattr(checked, _ATTRIBUTE, operation)
         blueprint.add_url_rule(rule, view.__name__, checked, methods=[method])

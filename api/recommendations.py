@@ -71,6 +71,7 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
         "A user's recommendations",
         {200: Answer(Recommendations, "The list.", CACHE_HEADERS), 304: UNCHANGED},
         scope="read",
+        browser=True,
         query=(LIMIT, CATEGORY, MIN_PRICE, MAX_PRICE),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),

@@ -22,7 +22,7 @@ from tests.unit.test_api_routes import assert_problem
 READ, ALL = "rk_read", "rk_all"
 KEYS = (
     ApiKey("reader", hash_key(READ), ("read",)),
-    ApiKey("all", hash_key(ALL), ("read", "ingest", "catalogue", "erase")),
+    ApiKey("all", hash_key(ALL), ("read", "ingest", "catalogue", "erase", "token")),
 )
 
 
@@ -49,6 +49,9 @@ ROUTES: list[tuple[str, str, str]] = [
     ("POST", "/v1/products:bulk", "catalogue"),
     ("DELETE", "/v1/users/u", "erase"),
     ("GET", "/v1/users/u/erasure", "erase"),
+    ("PUT", "/v1/users/u/objection", "erase"),
+    ("DELETE", "/v1/users/u/objection", "erase"),
+    ("POST", "/v1/users/u/token", "token"),
 ]
 
 
