@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from flask import Blueprint, Response, g
@@ -112,6 +111,30 @@ class _Envelope(msgspec.Struct, frozen=True, gc=False):
     sent_at: Any = None
 
 
+class Sent(NamedTuple):
+    """What came in a body: the events as they are in it, and ``sent_at`` of all of them."""
+
+    events: list[msgspec.Raw]
+    sent_at: Any
+
+
+_body_decoder = msgspec.json.Decoder(_RawEvents | _Envelope)
+
+
+def split(body: bytes) -> Sent:
+    """Take a body apart: an event, an array of them, or an object with ``events``.
+
+    Raises:
+        DecodeError: It is none of these.
+    """
+    found = _body_decoder.decode(body)
+    if isinstance(found, list):
+        return Sent(found, None)
+    if isinstance(found.events, msgspec.UnsetType):
+        return Sent([msgspec.Raw(body)], None)
+    return Sent(found.events, found.sent_at)
+
+
 class Taken(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """``accepted`` events are with the producer; ``errors`` says which were refused, and why.
 
@@ -174,18 +197,18 @@ def events(user_id: str) -> Response:
                 f"One event, or up to {MAX_EVENTS} as an object with `events`, or as an array."
                 " Also as text/plain, from a page of an allowed origin (`navigator.sendBeacon`)."
             ),
-            read_as=msgspec.Raw,
+            decode=split,
         ),
         problems=(problems.BUFFER_FULL,),
     ),
 )
-def post_events(body: msgspec.Raw) -> Response:
+def post_events(body: Sent) -> Response:
     """Take events, fire and forget: the answer does not wait for Kafka.
 
     The good ones are taken, and `errors` names the others. 400 where none is good, 403 where all
     are of another user than the token. After a 503 send the events again from `resume_at` on.
     """
-    given, sent_at = _split(body)
+    given = body.events
     charge("ingest", len(given) - 1)
     user_id: str | None = g.caller.user_id
     now = now_ms()
@@ -193,7 +216,7 @@ def post_events(body: msgspec.Raw) -> Response:
     errors: list[BodyError] = []
     for index, raw in enumerate(given):
         try:
-            good.append((index, _read_event(raw, sent_at, user_id, now)))
+            good.append((index, _read_event(raw, body.sent_at, user_id, now)))
         except _WrongUserError:
             errors.append(BodyError(index, "the token is of another user", _WRONG_USER))
         except RejectedError as error:
@@ -225,25 +248,7 @@ class _WrongUserError(Exception):
 
 
 _WRONG_USER: Final = "wrong_user"
-_body_decoder = msgspec.json.Decoder(_RawEvents | _Envelope)
 _event_decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-def _split(body: msgspec.Raw) -> tuple[Sequence[msgspec.Raw], Any]:
-    """Return the events of a body, each as it came, and the time it was sent at.
-
-    Raises:
-        ProblemError: 400, it has another shape.
-    """
-    try:
-        found = _body_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError(problems.INVALID_BODY, str(error)[:500]) from error
-    if isinstance(found, list):
-        return found, None
-    if isinstance(found.events, msgspec.UnsetType):
-        return [body], None
-    return found.events, found.sent_at
 
 
 def _read_event(raw: msgspec.Raw, sent_at: Any, user_id: str | None, now: int) -> Event:

@@ -47,14 +47,20 @@ class Body:
         types: What it may be, for the description.
         max_bytes: Its size.
         meaning: For the description.
-        read_as: What it is decoded as; None: the only one of ``types``.
+        decode: Reads it; raises what msgspec does. None: as the only one of ``types``.
     """
 
-    def __init__(self, *types: Any, max_bytes: int, meaning: str, read_as: Any = None) -> None:
+    def __init__(
+        self,
+        *types: Any,
+        max_bytes: int,
+        meaning: str,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> None:
         self.types = types
         self.max_bytes = max_bytes
         self.meaning = meaning
-        self._decoder = msgspec.json.Decoder(types[0] if read_as is None else read_as)
+        self._decode = msgspec.json.Decoder(types[0]).decode if decode is None else decode
 
     def read(self, *, beacon: bool = False) -> Any:
         """Return the body of this request; ``beacon``: it may be one (`api.browser`).
@@ -72,7 +78,7 @@ class Body:
             detail = f"at most {self.max_bytes} bytes"
             raise ProblemError(problems.TOO_LARGE, detail) from error
         try:
-            return self._decoder.decode(raw)
+            return self._decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProblemError(problems.INVALID_BODY, str(error)[:500]) from error
 

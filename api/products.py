@@ -277,7 +277,9 @@ def _reserved(product_id: str) -> bool:
 
 def _not_reserved(product_id: str) -> None:
     if _reserved(product_id):
-        raise InvalidParameterError("id", "ids that begin with U+0000 are reserved")
+        raise InvalidParameterError(
+            parameter="id", detail="ids that begin with U+0000 are reserved"
+        )
 
 
 def _records(body: Bulk) -> Records:
