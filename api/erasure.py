@@ -63,7 +63,11 @@ def erase(user_id: str) -> Response:
     ),
 )
 def erasure(user_id: str) -> Response:
-    """Answer how far the newest erasure of a user is; the record of it is kept for 30 days."""
+    """Answer how far the newest erasure of a user is; the record of it is kept for 30 days.
+
+    It is done when what was saved is deleted at the consistency that reads use. Older events of
+    the user that come later are dropped.
+    """
     found = services().store.erasure(user_id)
     if found is None:
         raise ProblemError(problems.NOT_FOUND, "no erasure of this user was asked for lately")

@@ -141,6 +141,9 @@ def _operation(
             "description": f"{operation.body.meaning} At most {operation.body.max_bytes:,} bytes.",
             "content": {"application/json": {"schema": schema}},
         }
+        if operation.browser:
+            text = {"type": "string", "contentMediaType": "application/json"}
+            found["requestBody"]["content"]["text/plain"] = {"schema": text}
     return found
 
 
