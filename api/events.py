@@ -8,7 +8,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from api import problems
-from api.operations import Answer, Body, Operation, charge, now_ms, route
+from api.operations import Answer, Body, Operation, now_ms, route
 from api.parameters import Instant, Token, WholeNumber
 from api.problems import BodyError, InvalidParameterError, ProblemError
 from api.responses import json_response
@@ -105,7 +105,7 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "A user's events",
         {200: Answer(Events, "A page of events, newest first.")},
-        scope="read",
+        scope="personal",
         query=(_LIMIT, _FROM, _TO, _PAGE),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),
@@ -145,6 +145,7 @@ def events(user_id: str) -> Response:
             meaning=f"One event, or an array of up to {MAX_EVENTS}.",
         ),
         problems=(problems.BUFFER_FULL,),
+        units=lambda body: len(body) if isinstance(body, list) else 1,
     ),
 )
 def post_events(body: EventInput | list[EventInput]) -> Response:
@@ -154,7 +155,6 @@ def post_events(body: EventInput | list[EventInput]) -> Response:
     follow the first `accepted`.
     """
     given = body if isinstance(body, list) else [body]
-    charge("ingest", len(given) - 1)
     now = now_ms()
     made = [one.to_event(now) for one in given]
     errors: list[BodyError] = []

@@ -105,7 +105,7 @@ def register(app: Flask) -> None:
     Operation(
         "Metrics for Prometheus",
         {200: Answer(str, "The text format of Prometheus.", mimetype="text/plain")},
-        scope="read",
+        scope="metrics",
     ),
 )
 def metrics() -> Response:

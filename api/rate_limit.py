@@ -104,21 +104,54 @@ class RateLimiter:
                 return 0.0
             return self._take_shared(slot, rate, units, now)
 
-    def _take_shared(self, slot: int, rate: Rate, units: int, now: float) -> float:
-        at = slot * _TIME.size
-        cost = units / rate.per_second
-        # How far ahead of now the bucket may be promised before this request is.
-        room = max(0.0, (rate.burst - units) / rate.per_second)
+    def wait(self, key: int, scope: Scope) -> float:
+        """Return the seconds after which one unit could be taken, and take none."""
+        rate = self._rates.get(scope)
+        if rate is None:
+            return 0.0
+        slot = key * len(SCOPES) + SCOPES.index(scope)
+        with self._lock:
+            now = self._clock()
+            left, until = self._leases.get(slot, (0, 0.0))
+            if left >= 1 and now < until:
+                return 0.0
+            return self._wait_shared(slot, rate, 1, now)
+
+    def owe(self, key: int, scope: Scope, units: int) -> None:
+        """Take ``units`` that are used already: what they are above the limit is paid off first."""
+        rate = self._rates.get(scope)
+        if rate is None:
+            return
+        slot = key * len(SCOPES) + SCOPES.index(scope)
+        with self._lock:
+            now = self._clock()
+            left, until = self._leases.get(slot, (0, 0.0))
+            leased = min(left, units) if now < until else 0
+            if leased:
+                self._leases[slot] = (left - leased, until)
+            if units > leased:
+                self._take_shared(slot, rate, units - leased, now, whatever=True)
+
+    def _take_shared(
+        self, slot: int, rate: Rate, units: int, now: float, *, whatever: bool = False
+    ) -> float:
         fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
         try:
-            full_at = max(now, _TIME.unpack_from(self._shared, at)[0])
-            wait = float(full_at - now - room)
-            if wait > _ROUNDING:
-                return wait
-            _TIME.pack_into(self._shared, at, full_at + cost)
-            return 0.0
+            wait = 0.0 if whatever else self._wait_shared(slot, rate, units, now)
+            if wait == 0:
+                at = slot * _TIME.size
+                full_at = max(now, _TIME.unpack_from(self._shared, at)[0])
+                _TIME.pack_into(self._shared, at, full_at + units / rate.per_second)
+            return wait
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _wait_shared(self, slot: int, rate: Rate, units: int, now: float) -> float:
+        full_at = max(now, _TIME.unpack_from(self._shared, slot * _TIME.size)[0])
+        # How far ahead of now the bucket may be promised before this request is.
+        room = max(0.0, (rate.burst - units) / rate.per_second)
+        wait = float(full_at - now - room)
+        return wait if wait > _ROUNDING else 0.0
 
     def close(self) -> None:
         """Let go of the file; the limiter can no longer be used."""

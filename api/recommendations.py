@@ -70,7 +70,7 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "A user's recommendations",
         {200: Answer(Recommendations, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(LIMIT, CATEGORY, MIN_PRICE, MAX_PRICE),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),

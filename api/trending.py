@@ -35,7 +35,7 @@ class Trending(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "Trending products",
         {200: Answer(Trending, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(LIMIT, CATEGORY),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),
