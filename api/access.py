@@ -37,22 +37,24 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="recommender"'}
 _LOCAL_NAMES: Final = frozenset({"localhost", "::1"})
 # Headers by which proxies say whose request they pass on, or that they do; the first is a prefix.
 _FORWARDED_PREFIX: Final = "HTTP_X_FORWARDED"
-_FORWARDED: Final = frozenset((
-    "HTTP_FORWARDED",
-    "HTTP_VIA",
-    "HTTP_X_REAL_IP",
-    "HTTP_X_CLIENT_IP",
-    "HTTP_X_CLUSTER_CLIENT_IP",
-    "HTTP_X_ORIGINAL_FORWARDED_FOR",
-    "HTTP_X_ORIGINAL_HOST",
-    "HTTP_X_ORIGINAL_URL",
-    "HTTP_X_ENVOY_EXTERNAL_ADDRESS",
-    "HTTP_TRUE_CLIENT_IP",
-    "HTTP_CF_CONNECTING_IP",
-    "HTTP_FASTLY_CLIENT_IP",
-    "HTTP_FLY_CLIENT_IP",
-    "HTTP_CDN_LOOP",
-))
+_FORWARDED: Final = frozenset(
+    (
+        "HTTP_FORWARDED",
+        "HTTP_VIA",
+        "HTTP_X_REAL_IP",
+        "HTTP_X_CLIENT_IP",
+        "HTTP_X_CLUSTER_CLIENT_IP",
+        "HTTP_X_ORIGINAL_FORWARDED_FOR",
+        "HTTP_X_ORIGINAL_HOST",
+        "HTTP_X_ORIGINAL_URL",
+        "HTTP_X_ENVOY_EXTERNAL_ADDRESS",
+        "HTTP_TRUE_CLIENT_IP",
+        "HTTP_CF_CONNECTING_IP",
+        "HTTP_FASTLY_CLIENT_IP",
+        "HTTP_FLY_CLIENT_IP",
+        "HTTP_CDN_LOOP",
+    )
+)
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

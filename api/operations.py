@@ -143,7 +143,7 @@ def route(
                     charge(scope, 1)
                     return view(**arguments(path))
                 # What it costs stands in its body: above the limit that need not be read.
-                _refuse(scope, parts.limiter.wait(caller.key, scope))
+                _refuse(scope, parts.limiter.exhausted(caller.key, scope))
                 try:
                     given = arguments(path)
                 except ProblemError:

@@ -104,8 +104,12 @@ class RateLimiter:
                 return 0.0
             return self._take_shared(slot, rate, units, now)
 
-    def wait(self, key: int, scope: Scope) -> float:
-        """Return the seconds after which one unit could be taken, and take none."""
+    def exhausted(self, key: int, scope: Scope) -> float:
+        """Tell whether not even one unit could be taken; none is.
+
+        Returns:
+            0 where one could, else the seconds after which as many as anybody asks for could be.
+        """
         rate = self._rates.get(scope)
         if rate is None:
             return 0.0
@@ -113,9 +117,9 @@ class RateLimiter:
         with self._lock:
             now = self._clock()
             left, until = self._leases.get(slot, (0, 0.0))
-            if left >= 1 and now < until:
+            if (left >= 1 and now < until) or not self._wait_shared(slot, rate, 1, now):
                 return 0.0
-            return self._wait_shared(slot, rate, 1, now)
+            return self._full_at(slot, now) - now
 
     def owe(self, key: int, scope: Scope, units: int) -> None:
         """Take ``units`` that are used already: what they are above the limit is paid off first."""
@@ -139,19 +143,20 @@ class RateLimiter:
         try:
             wait = 0.0 if whatever else self._wait_shared(slot, rate, units, now)
             if wait == 0:
-                at = slot * _TIME.size
-                full_at = max(now, _TIME.unpack_from(self._shared, at)[0])
-                _TIME.pack_into(self._shared, at, full_at + units / rate.per_second)
+                full_at = self._full_at(slot, now) + units / rate.per_second
+                _TIME.pack_into(self._shared, slot * _TIME.size, full_at)
             return wait
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
     def _wait_shared(self, slot: int, rate: Rate, units: int, now: float) -> float:
-        full_at = max(now, _TIME.unpack_from(self._shared, slot * _TIME.size)[0])
         # How far ahead of now the bucket may be promised before this request is.
         room = max(0.0, (rate.burst - units) / rate.per_second)
-        wait = float(full_at - now - room)
+        wait = self._full_at(slot, now) - now - room
         return wait if wait > _ROUNDING else 0.0
+
+    def _full_at(self, slot: int, now: float) -> float:
+        return max(now, float(_TIME.unpack_from(self._shared, slot * _TIME.size)[0]))
 
     def close(self) -> None:
         """Let go of the file; the limiter can no longer be used."""

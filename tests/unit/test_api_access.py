@@ -65,9 +65,7 @@ ROUTES: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_route_needs_a_key_with_its_scope(
-    shop: Shop, method: str, path: str, scope: Scope
-) -> None:
+def test_route_needs_a_key_with_its_scope(shop: Shop, method: str, path: str, scope: Scope) -> None:
     def ask(headers: dict[str, str]) -> Any:
         return shop.client.open(path, method=method, headers=headers)
 
@@ -212,9 +210,7 @@ def test_command_makes_a_key_that_its_entry_admits(
     file = tmp_path / "keys.json"
     file.write_text(f"[{entry[0]}]")
     (loaded,) = load_keys(file)
-    assert loaded == ApiKey(
-        "shop", hash_key(key[0]), ("ingest", "lists", "metrics", "personal")
-    )
+    assert loaded == ApiKey("shop", hash_key(key[0]), ("ingest", "lists", "metrics", "personal"))
     assert key[0] not in repr(Access((loaded,)))
 
 
