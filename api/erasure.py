@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from flask import Blueprint, Response
@@ -12,24 +12,9 @@ from api.operations import Answer, Operation, now_ms, route
 from api.problems import ProblemError
 from api.responses import json_response
 from api.services import services
-from api.writing import WRITE_PROBLEMS, send
-from connectors.event_client import new_event_id
-
-# The type of the event that tells the job to forget a user.
-ERASE: Final = "erase"
-
-_encoder = msgspec.json.Encoder()
+from api.writing import WRITE_PROBLEMS, send_control
 
 blueprint = Blueprint("erasure", __name__)
-
-
-class EraseEvent(msgspec.Struct, frozen=True, gc=False):
-    """What goes to the events topic, with the user's id as its key."""
-
-    event_id: str
-    user_id: str
-    ts: int
-    type: Literal["erase"] = ERASE
 
 
 class ErasureState(msgspec.Struct, frozen=True, gc=False):
@@ -60,11 +45,9 @@ def erase(user_id: str) -> Response:
     GET /v1/users/{user_id}/erasure whether it is done.
     """
     now = now_ms()
-    parts = services()
     # Recorded first: what was asked for leaves a trace, whatever happens then.
-    parts.store.request_erasure(user_id, now)
-    event = EraseEvent(new_event_id(now), user_id, now)
-    send(parts.config.kafka.events_topic, lambda: [(user_id, _encoder.encode(event))])
+    services().store.request_erasure(user_id, now)
+    send_control("erase", user_id, now)
     return json_response(ErasureState(user_id, "requested", now, None), 202)
 
 
@@ -80,7 +63,11 @@ def erase(user_id: str) -> Response:
     ),
 )
 def erasure(user_id: str) -> Response:
-    """Answer how far the newest erasure of a user is; the record of it is kept for 30 days."""
+    """Answer how far the newest erasure of a user is; the record of it is kept for 30 days.
+
+    It is done when what was saved is deleted at the consistency that reads use. Older events of
+    the user that come later are dropped.
+    """
     found = services().store.erasure(user_id)
     if found is None:
         raise ProblemError(problems.NOT_FOUND, "no erasure of this user was asked for lately")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import BoundedSemaphore
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 from flask import Flask
 
 from api import (
+    cors,
     documentation,
     erasure,
     error_handlers,
     events,
     health,
     metrics,
+    objection,
     products,
     profile,
     recommendations,
     request_id,
     trending,
+    user_token,
 )
 from api.access import Access
 from api.background import Ticker
@@ -35,6 +39,7 @@ from api.shop import routes as shop
 from api.shop.projection import Mapper
 from api.shop.pulse import Pulse
 from api.shop.shelves import Shelves
+from api.tokens import Tokens
 from connectors.event_client import EventClient
 from connectors.kafka_client import AcknowledgedProducer
 from connectors.recommendation_store import (
@@ -43,6 +48,8 @@ from connectors.recommendation_store import (
     RecommendationStore,
 )
 
+logger = logging.getLogger(__name__)
+
 _BLUEPRINTS = (
     recommendations.blueprint,
     trending.blueprint,
@@ -50,6 +57,8 @@ _BLUEPRINTS = (
     events.blueprint,
     profile.blueprint,
     erasure.blueprint,
+    objection.blueprint,
+    user_token.blueprint,
     health.blueprint,
     metrics.blueprint,
     documentation.blueprint,
@@ -97,6 +106,7 @@ def create_app(
     request_id.register(app)
     metrics.register(app)
     error_handlers.register(app)
+    cors.register(app)
     for blueprint in _BLUEPRINTS:
         app.register_blueprint(blueprint)
     if config.serves_shop_window:
@@ -117,7 +127,6 @@ def _services(
         lazy = LazyRecommendationStore(
             CassandraRecommendationStore.name,
             lambda: CassandraRecommendationStore.open(config.cassandra, role="api"),
-            # As long as a read may take, so that a request has one time limit whatever happens.
             wait_seconds=config.cassandra.read_timeout_seconds,
         )
         store = BreakerStore(lazy.name, lazy)
@@ -144,6 +153,7 @@ def _services(
                 max_events=config.event_buffer,
                 flush_timeout_s=config.flush_seconds,
                 properties=config.kafka.properties,
+                placeholders=config.placeholder_ids,
             )
         )
         stops.append(event_sink.close)
@@ -166,11 +176,15 @@ def _services(
 
     def stop() -> None:
         for one in stops:
-            one()
+            try:
+                one()
+            except Exception:
+                # The others are closed all the same: they flush events, and count them.
+                logger.exception("a part could not be closed")
 
     return Services(
         config=config,
-        access=Access(config.keys),
+        access=Access(config.keys, Tokens(config.token_secrets)),
         limiter=limiter,
         store=store,
         shelf=shelf,

@@ -13,13 +13,14 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from api.operations import Answer, Operation, operation_of
-from api.parameters import MAX_ID_LENGTH
 from api.problems import PROBLEM_JSON, Kind, Problem
 from api.request_id import HEADER
+from udfs.schemas import MAX_ID
 
 _VARIABLE: Final = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _IGNORED: Final = frozenset({"HEAD", "OPTIONS"})
 _SCHEME: Final = "apiKey"
+_TOKEN_SCHEME: Final = "userToken"
 
 
 def declared(app: Flask) -> Iterator[tuple[Rule, str, Operation]]:
@@ -37,7 +38,7 @@ def document(app: Flask) -> dict[str, Any]:
     types: list[Any] = [Problem]
     for _, _, operation in routes:
         types += [one.body for one in operation.answers.values() if one.body is not None]
-        types += [operation.body.type] if operation.body is not None else []
+        types += operation.body.types if operation.body is not None else []
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
@@ -72,7 +73,15 @@ def document(app: Flask) -> dict[str, Any]:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "An API key, made by `python -m api.keys`.",
-                }
+                },
+                _TOKEN_SCHEME: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": (
+                        "A token of one user, made by POST /v1/users/{user_id}/token. A beacon has"
+                        " it in its body."
+                    ),
+                },
             },
         },
     }
@@ -92,7 +101,7 @@ def _operation(
                     "name": name,
                     "in": "path",
                     "required": True,
-                    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+                    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID},
                 }
                 for name in _VARIABLE.findall(rule.rule)
             ),
@@ -118,12 +127,23 @@ def _operation(
     if operation.scope is not None:
         found["security"] = [{_SCHEME: []}]
         found["description"] += f" Scope: {operation.scope}."
+        if operation.browser:
+            found["security"].append({_TOKEN_SCHEME: []})
+            found["description"] += (
+                " Open to pages of the allowed origins (RECOMMENDER_API_ORIGINS), with a token of"
+                " the user."
+            )
     if operation.body is not None:
+        alternatives = [schema_of[id(one)] for one in operation.body.types]
+        schema = alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
         found["requestBody"] = {
             "required": True,
             "description": f"{operation.body.meaning} At most {operation.body.max_bytes:,} bytes.",
-            "content": {"application/json": {"schema": schema_of[id(operation.body.type)]}},
+            "content": {"application/json": {"schema": schema}},
         }
+        if operation.browser:
+            text = {"type": "string", "contentMediaType": "application/json"}
+            found["requestBody"]["content"]["text/plain"] = {"schema": text}
     return found
 
 

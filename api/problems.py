@@ -27,8 +27,10 @@ def _kind(status: int, name: str, meaning: str) -> Kind:
 
 INVALID_PARAMETER = _kind(400, "invalid-parameter", "a parameter is wrong; `parameter` names it")
 INVALID_BODY = _kind(400, "invalid-body", "the body is wrong; `detail` or `errors` say where")
-UNAUTHENTICATED = _kind(401, "unauthenticated", "no API key, or an unknown one")
-FORBIDDEN = _kind(403, "forbidden", "the API key lacks the scope of this route")
+UNAUTHENTICATED = _kind(401, "unauthenticated", "no API key, or an unknown one; or a token ended")
+FORBIDDEN = _kind(
+    403, "forbidden", "the API key lacks the scope of this route, or the token is of another user"
+)
 NOT_FOUND = _kind(404, "not-found", "there is no such thing")
 METHOD_NOT_ALLOWED = Kind(405, "about:blank", "the path has other methods")
 TOO_LARGE = _kind(413, "too-large", "the body is too large")
@@ -38,15 +40,24 @@ FAILED = Kind(500, "about:blank", "the service has an error")
 STORE_UNAVAILABLE = _kind(503, "store-unavailable", "a store cannot be reached")
 STORE_TIMEOUT = _kind(503, "store-timeout", "a store did not answer in time")
 NOT_READY = _kind(503, "not-ready", "a store is down; `stores` says which")
-BUFFER_FULL = _kind(503, "buffer-full", "no room; the first `accepted` events were taken")
+BUFFER_FULL = _kind(
+    503,
+    "buffer-full",
+    "no room; `accepted` events were taken, send again from `resume_at` (counted from 0) on",
+)
 BUSY = _kind(503, "busy", "as many writes as may wait at once are waiting")
 
 
-class BodyError(msgspec.Struct, frozen=True, gc=False):
-    """What is wrong with one element of a body; ``index`` counts from 0."""
+class BodyError(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What is wrong with one element of a body; ``index`` counts from 0.
+
+    ``reason`` is for programs: a code of the dead letters, or ``wrong_user`` where a token is of
+    another user.
+    """
 
     index: int
     detail: str
+    reason: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,6 +73,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     stores: dict[str, str] | None = None
     errors: list[BodyError] | None = None
     accepted: int | None = None
+    resume_at: int | None = None
 
 
 class ProblemError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -11,7 +11,7 @@ from flask import Blueprint, Response
 from api import problems
 from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
-from api.operations import Answer, Body, Operation, charge, route
+from api.operations import Answer, Body, Operation, route
 from api.problems import BodyError, Kind, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
@@ -29,6 +29,7 @@ from udfs.schemas import (
     Product,
     Reason,
     RejectedError,
+    check_product_id,
     decode_product,
     encode_product,
     encode_vector,
@@ -48,17 +49,9 @@ SIMILAR_UNAVAILABLE: Final = Kind(
 blueprint = Blueprint("products", __name__)
 
 
-class ProductInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A product to be written.
+class _Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be absent of a product that is written, and then has its default."""
 
-    Without ``embedding`` the vector that the product has stays, unless it is of the title and the
-    title changes; where it has none, or ``space`` is text64-v1, the service makes one of the title.
-    With ``embedding`` (numbers, or base64 of little-endian float32), ``space`` must name its space.
-    What was learned of related products and of buying again always stays. Unknown fields are
-    refused: a mistyped one would be lost.
-    """
-
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)]
     category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_BYTES)] = ""
     price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
     in_stock: bool = True
@@ -70,12 +63,46 @@ class ProductInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     space: Identifier | None = None
 
 
-class BulkProduct(ProductInput, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A product of a bulk; ``deleted`` removes it, and then nothing else but its id is needed."""
+class ProductInput(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product to be written, whole: what is absent has its default, whatever it was before.
+
+    Without ``embedding`` the vector that the product has stays, unless it is of the title and the
+    title changes; where it has none, or ``space`` is text64-v1, the service makes one of the title.
+    With ``embedding`` (numbers, or base64 of little-endian float32), ``space`` must name its space.
+    What was learned of related products and of buying again always stays. Unknown fields are
+    refused: a mistyped one would be lost.
+    """
+
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)]
+
+
+class BulkProduct(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product of a bulk, whole as for PUT; ``deleted`` removes it, and then its id is enough.
+
+    Partial updates are not possible yet: an entry without ``title`` is refused.
+    """
 
     product_id: Identifier
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] = ""
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] | None = None
     deleted: bool = False
+
+    def whole(self) -> ProductInput:
+        """Return the product as PUT takes it.
+
+        Raises:
+            RejectedError: It has no title.
+        """
+        if self.title is None:
+            msg = "title is missing: a product is written whole, partial updates are not possible"
+            raise RejectedError(Reason.MISSING_FIELD, f"{msg} yet")
+        return ProductInput(
+            title=self.title,
+            category=self.category,
+            price=self.price,
+            in_stock=self.in_stock,
+            embedding=self.embedding,
+            space=self.space,
+        )
 
 
 class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,7 +149,7 @@ _READ_PROBLEMS: Final = (
     Operation(
         "A product",
         {200: Answer(ShownProduct, "The product.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         problems=_READ_PROBLEMS,
     ),
 )
@@ -153,7 +180,7 @@ def put_product(product_id: str, body: ProductInput) -> Response:
     def records() -> Records:
         try:
             learned = _learned(product_id)
-            vector = _title_vectors([(body, learned)]).get(0)
+            vector = _title_vectors({0: (body, learned)}).get(0)
             return [(product_id, _record(product_id, body, learned, vector))]
         except RejectedError as error:
             raise ProblemError(problems.INVALID_BODY, error.detail) from error
@@ -187,6 +214,7 @@ def delete_product(product_id: str) -> Response:
         scope="catalogue",
         body=Body(Bulk, max_bytes=MAX_BULK_BYTES, meaning=f"Up to {MAX_PRODUCTS} products."),
         problems=WRITE_PROBLEMS,
+        units=lambda body: len(body.products),
     ),
 )
 def bulk(body: Bulk) -> Response:
@@ -194,7 +222,6 @@ def bulk(body: Bulk) -> Response:
 
     After a 503 some of them may have been written: send them all again.
     """
-    charge("catalogue", len(body.products) - 1)
     return json_response(Accepted(send(_topic(), lambda: _records(body))), 202)
 
 
@@ -205,7 +232,7 @@ def bulk(body: Bulk) -> Response:
     Operation(
         "Similar products",
         {200: Answer(Similar, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(LIMIT,),
         problems=(*_READ_PROBLEMS, SIMILAR_UNAVAILABLE),
     ),
@@ -242,24 +269,30 @@ def _topic() -> str:
 
 
 def _records(body: Bulk) -> Records:
-    records: list[tuple[str, bytes | None]] = []
     errors: list[BodyError] = []
-    products = [
-        (one, Learned() if one.deleted else _learned(one.product_id)) for one in body.products
-    ]
-    vectors = _title_vectors(products)
-    for index, (one, learned) in enumerate(products):
+    products: dict[int, tuple[ProductInput, Learned]] = {}
+    for index, one in enumerate(body.products):
         try:
-            value = (
-                None if one.deleted else _record(one.product_id, one, learned, vectors.get(index))
-            )
-            records.append((one.product_id, value))
+            check_product_id(one.product_id)
+            if not one.deleted:
+                products[index] = one.whole(), _learned(one.product_id)
         except RejectedError as error:
-            errors.append(BodyError(index, error.detail))
+            errors.append(BodyError(index, error.detail, error.reason.value))
+    vectors = _title_vectors(products)
+    values: dict[int, bytes] = {}
+    for index, (given, learned) in products.items():
+        try:
+            values[index] = _record(
+                body.products[index].product_id, given, learned, vectors.get(index)
+            )
+        except RejectedError as error:
+            errors.append(BodyError(index, error.detail, error.reason.value))
     if errors:
+        errors.sort(key=lambda one: one.index)
         detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
         raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
-    return records
+    # None, a deletion, for those that are not among the products.
+    return [(one.product_id, values.get(index)) for index, one in enumerate(body.products)]
 
 
 def _learned(product_id: str) -> Learned:
@@ -329,16 +362,12 @@ def _record(
     return value
 
 
-def _title_vectors(
-    products: Sequence[tuple[ProductInput, Learned]],
-) -> dict[int, str]:
+def _title_vectors(products: Mapping[int, tuple[ProductInput, Learned]]) -> dict[int, str]:
     """Embed the titles that are to be a product's vector, in one call; no word, no vector."""
     wanted = [
         index
-        for index, (one, learned) in enumerate(products)
-        if one.embedding is None
-        and not getattr(one, "deleted", False)
-        and _kept_vector(one, learned) is None
+        for index, (one, learned) in products.items()
+        if one.embedding is None and _kept_vector(one, learned) is None
     ]
     vectors = encode_texts([products[index][0].title for index in wanted])
     return {

@@ -40,14 +40,22 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connectors.sparing_log import SparingLog
-from udfs.schemas import Event, Reason, RejectedError, decode_event, encode_event
+from udfs.schemas import (
+    PLACEHOLDER_IDS,
+    Event,
+    Reason,
+    RejectedError,
+    decode_event,
+    encode_event,
+)
 
 logger = logging.getLogger(__name__)
 
 # How long the polling thread waits for news, seconds: what an idle close takes at most.
 _POLL: Final = 0.2
 _FIELDS: Final = frozenset(Event.__struct_fields__)
-_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._FATAL})
+_encoder = msgspec.json.Encoder()
+_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
 class EventFields(TypedDict, total=False):
@@ -64,13 +72,16 @@ class EventFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the events of this process; ``sent - delivered - failed`` are on their way.
+    """What became of the events of this process.
+
+    ``sent - delivered - failed - lost`` are on their way. What a killed process had in its buffer
+    is lost and counted by nobody.
 
     Attributes:
         sent: Put into the buffer.
         delivered: Acknowledged by Kafka (all in-sync replicas).
-        failed: Put into the buffer and then lost: Kafka refused them for good (no such topic, no
-            permission), or the time limit of ``close`` was over.
+        failed: Put into the buffer, and Kafka refused them for good (no such topic, no permission).
+        lost: Still in the buffer when the time limit of ``close`` was over.
         dropped: Not put into the buffer, because it was full, the client closed, or the producer
             could not be made.
         rejected: Not put into the buffer, because the job would have refused them: a programming
@@ -81,6 +92,7 @@ class Counts:
     sent: int = 0
     delivered: int = 0
     failed: int = 0
+    lost: int = 0
     dropped: int = 0
     rejected: int = 0
     rejected_by: Mapping[str, int] = field(default_factory=dict)
@@ -94,24 +106,45 @@ def new_event_id(at_ms: int) -> str:
     return str(uuid.UUID(int=number))
 
 
-def make_event(fields: Mapping[str, object], now_ms: int) -> Event:
+def make_event(
+    fields: Mapping[str, object], now_ms: int, placeholders: frozenset[str] = PLACEHOLDER_IDS
+) -> Event:
     """Make an event of its wire fields; ``event_id`` and ``ts`` may be missing or None.
 
-    Unknown fields are ignored, as on the wire.
+    The fields are read as the job reads them: unknown ones are ignored, and every form is accepted
+    that the wire has.
+
+    Args:
+        fields: Field name -> value.
+        now_ms: The time of an event without one, and what its ``ts`` is judged against.
+        placeholders: Ids that stand for unknown users; see `udfs.schemas.PLACEHOLDER_IDS`.
 
     Raises:
-        RejectedError: A field is missing or not valid.
+        RejectedError: The job would refuse it.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    given.setdefault("event_id", new_event_id(now_ms))
-    given.setdefault("ts", now_ms)
+    if "event_id" not in given:
+        given["event_id"] = new_event_id(now_ms)
+    if "ts" not in given:
+        given["ts"] = now_ms
     try:
-        return msgspec.convert(given, Event)
-    except msgspec.ValidationError as error:
+        payload = _encoder.encode(given)
+        key = _id_text(given.get("user_id", "")).encode()
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
+    return decode_event(key.decode("latin-1"), payload, now_ms, placeholders)
 
 
-def make_record(event: Event, now_ms: int) -> tuple[bytes, bytes]:
+def _id_text(value: object) -> str:
+    """Return an id as the text that the record's key must be: a number's decimal digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else ""
+
+
+def make_record(
+    event: Event, now_ms: int, placeholders: frozenset[str] = PLACEHOLDER_IDS
+) -> tuple[bytes, bytes]:
     """Make the key and the value of an event's Kafka record, accepted by the job's own check.
 
     Raises:
@@ -122,7 +155,7 @@ def make_record(event: Event, now_ms: int) -> tuple[bytes, bytes]:
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         # A wrong type, an integer beyond 64 bits, a text that is not Unicode.
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    decode_event(key.decode("latin-1"), value, now_ms)
+    decode_event(key.decode("latin-1"), value, now_ms, placeholders)
     return key, value
 
 
@@ -173,6 +206,7 @@ class EventClient:
         max_megabytes: The same limit in MiB.
         flush_timeout_s: How long ``close`` waits for Kafka, seconds.
         properties: Further settings of librdkafka, such as security.protocol and sasl.password.
+        placeholders: Ids that stand for unknown users, as the job has them (``--placeholder-ids``).
         make_producer: Makes the producer from its settings; for tests.
 
     Raises:
@@ -188,9 +222,11 @@ class EventClient:
         max_megabytes: int = 64,
         flush_timeout_s: float = 5.0,
         properties: Mapping[str, str | int | bool] | None = None,
+        placeholders: frozenset[str] = PLACEHOLDER_IDS,
         make_producer: Callable[[dict[str, Any]], Any] = Producer,
     ) -> None:
         self._topic = topic
+        self._placeholders = placeholders
         self._flush_timeout_s = flush_timeout_s
         self._make_producer = make_producer
         self._settings: dict[str, Any] = {
@@ -275,8 +311,9 @@ class EventClient:
                 self._reject(RejectedError(Reason.INVALID_FIELD, detail))
                 return
             now_ms = time.time_ns() // 1_000_000
-            event = make_event({"user_id": user_id, "type": type, **fields}, now_ms)
-            self._send(*make_record(event, now_ms))
+            given = {"user_id": user_id, "type": type, **fields}
+            event = make_event(given, now_ms, self._placeholders)
+            self._send(event.user_id.encode(), encode_event(event))
         except RejectedError as error:
             self._reject(error)
 
@@ -290,7 +327,7 @@ class EventClient:
             RejectedError: The job would refuse the event (counted in ``counts.rejected``).
         """
         try:
-            key, value = make_record(event, time.time_ns() // 1_000_000)
+            key, value = make_record(event, time.time_ns() // 1_000_000, self._placeholders)
         except RejectedError as error:
             self._reject(error)
             raise
@@ -334,7 +371,9 @@ class EventClient:
         if error is None:
             self._count("delivered")
             return
-        fresh = self._current() if sender.retired and error.code() in _PURGED else None
+        purged = error.code() in _PURGED
+        given_back = sender.retired and (purged or error.code() == KafkaError._FATAL)
+        fresh = self._current() if given_back else None
         if fresh is not None:
             try:
                 # Kafka may have it already: the job recognises the event's id.
@@ -343,6 +382,10 @@ class EventClient:
                 self._log("failed again", f"an event could not be sent anew: {again!r}")
             else:
                 return
+        elif purged:
+            self._count("lost")
+            self._log("lost", "an event was lost: the time limit of close was over")
+            return
         self._count("failed")
         self._log(f"failed {error.name()}", f"an event was not delivered: {error}")
 
@@ -376,6 +419,7 @@ class EventClient:
             sent=numbers["sent"],
             delivered=numbers["delivered"],
             failed=numbers["failed"],
+            lost=numbers["lost"],
             dropped=numbers["dropped"],
             rejected=sum(reasons.values()),
             rejected_by=reasons,
@@ -387,7 +431,7 @@ class EventClient:
         return 0 if sender is None else int(sender.producer.flush(timeout_s))
 
     def close(self) -> None:
-        """Flush within the time limit and end; what is left is logged and counted as failed."""
+        """Flush within the time limit and end; what is left is logged and counted as lost."""
         with self._lock:
             sender, self._sender, self._closed = self._sender, None, True
         atexit.unregister(self.close)

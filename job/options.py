@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +17,7 @@ from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
-from udfs.schemas import EVENT_TYPES, MS_A_DAY, PLACEHOLDER_IDS, parse_placeholders
+from udfs.schemas import EVENT_TYPES, PLACEHOLDER_IDS, parse_placeholders
 from udfs.trending import TrendingConfig
 from udfs.variants import Experiment, Variant
 

@@ -127,6 +127,40 @@ def test_orderly_stop_loses_no_accepted_event(stack: Any, session: Any, tmp_path
     assert set(accepted) <= found
 
 
+def test_the_example_script_sends_what_it_shows(stack: Any, session: Any, tmp_path: Path) -> None:
+    """The script itself, as somebody runs it, with a key."""
+    key = "rk_example"
+    keys = tmp_path / "keys.json"
+    entry = {"name": "example", "sha256": hash_key(key), "scopes": ["ingest"]}
+    keys.write_text(json.dumps([entry]))
+    topic = f"example-{uuid.uuid4().hex}"
+    stack.kafka.create_topic(topic, 2)
+    with serving(
+        stack,
+        tmp_path,
+        RECOMMENDER_API_KEYS_FILE=str(keys),
+        RECOMMENDER_KAFKA_EVENTS_TOPIC=topic,
+    ) as service:
+        done = subprocess.run(
+            ["bash", "connectors/examples/events.sh", service.url],
+            cwd=PROJECT,
+            env={**os.environ, "RECOMMENDER_API_KEY": key},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert re.findall(r"\((\d{3})\)$", done.stdout, re.MULTILINE) == ["202"] * 3 + ["400"]
+        service.stop()
+    found = [json.loads(value) for _, value in records(stack.kafka.bootstrap, topic) if value]
+    # Requests that different workers take may change places on the way to Kafka.
+    found.sort(key=lambda one: one["ts"])
+    assert {one["type"] for one in found} == {"click", "purchase", "search", "scroll"}
+    assert [one["type"] for one in found][:2] == ["click", "purchase"]
+    assert len(found) == 4
+    assert found[1]["event_id"] == "order-1001-1"
+
+
 def test_product_is_read_by_all_workers_soon_after_it_was_written(
     stack: Any, session: Any, tmp_path: Path
 ) -> None:

@@ -103,6 +103,20 @@ class TestWrite:
         assert_problem(put(shop, "p", {**FULL, **changed}), 400)
         assert not shop.records.sent
 
+    @pytest.mark.parametrize("key", ["%00space", "%00", "%00anything"])
+    def test_reserved_key_is_refused_and_no_record_is_sent(self, key: str) -> None:
+        shop = Shop()
+        path = f"/v1/products/{key}"
+        for response in (shop.client.delete(path), shop.client.put(path, json=FULL)):
+            assert_problem(response, 400, parameter="id")
+        assert not shop.records.sent
+
+    @pytest.mark.parametrize("body", [{}, {"in_stock": False}, {"price": 2}, {"category": "C"}])
+    def test_product_without_a_title_is_refused(self, body: dict[str, Any]) -> None:
+        shop = Shop()
+        assert_problem(put(shop, "p", body), 400)
+        assert not shop.records.sent
+
     def test_delete_is_a_tombstone(self) -> None:
         shop = Shop()
         assert shop.client.delete("/v1/products/p%2F1").status_code == 202
@@ -244,6 +258,42 @@ class TestBulk:
         shop = Shop()
         response = self.post(shop, [{"product_id": "a", **FULL}, {"product_id": "b", "title": ""}])
         body = assert_problem(response, 400)
+        assert [error["index"] for error in body["errors"]] == [1]
+        assert not shop.records.sent
+
+    @pytest.mark.parametrize(
+        "partial",
+        [
+            {"in_stock": False},
+            {"price": 3.5},
+            {"category": "C", "price": 3.5, "in_stock": True},
+            {"embedding": [1.0, 0.0], "space": "s"},
+            {"title": None, "price": 3.5},
+            {"deleted": False},
+        ],
+    )
+    def test_entry_that_is_a_part_of_a_product_is_refused_and_named(
+        self, partial: dict[str, Any]
+    ) -> None:
+        """Else a price alone would clear title and category and put sold-out goods on sale."""
+        memory = CatalogueMemory(5)
+        memory.apply(b"b", record("b", [1.0, 0.0], title="Tea", category="C", in_stock=False), NOW)
+        memory.caught_up = True
+        shop = Shop(catalogue=memory)
+        entries = [{"product_id": "a", **FULL}, {"product_id": "b", **partial}]
+        body = assert_problem(self.post(shop, entries), 400)
+        ((index, reason, detail),) = [
+            (e["index"], e["reason"], e["detail"]) for e in body["errors"]
+        ]
+        assert (index, reason) == (1, "missing_field")
+        assert "title" in detail
+        assert "partial updates" in detail
+        assert not shop.records.sent
+
+    def test_reserved_key_stops_all_and_is_named(self) -> None:
+        shop = Shop()
+        entries = [{"product_id": "a", **FULL}, {"product_id": "\0space", "deleted": True}]
+        body = assert_problem(self.post(shop, entries), 400)
         assert [error["index"] for error in body["errors"]] == [1]
         assert not shop.records.sent
 

@@ -1,4 +1,4 @@
-"""Erasure and profile of a user."""
+"""Erasure, objection and profile of a user."""
 
 from __future__ import annotations
 
@@ -53,6 +53,48 @@ class TestErasure:
         response = shop.client.delete(f"/v1/users/{path}")
         assert response.status_code in (404, 405)
         assert not shop.records.sent
+
+
+class TestObjection:
+    @pytest.mark.parametrize(
+        ("method", "type_", "objects"), [("PUT", "opt_out", True), ("DELETE", "opt_in", False)]
+    )
+    def test_it_goes_behind_the_users_events(self, method: str, type_: str, objects: bool) -> None:
+        shop = Shop()
+        response = shop.client.open("/v1/users/a%2Fb/objection", method=method)
+        assert response.status_code == 202
+        ((topic, key, value),) = shop.records.sent
+        assert (topic, key) == ("events", "a/b")
+        event = json.loads(value or b"")
+        assert event.pop("event_id")
+        at = event.pop("ts")
+        assert event == {"user_id": "a/b", "type": type_}
+        assert json.loads(response.data) == {
+            "user_id": "a/b",
+            "objects": objects,
+            "requested_at": at,
+        }
+
+    @pytest.mark.parametrize("method", ["PUT", "DELETE"])
+    def test_what_kafka_has_not_acknowledged_is_503(self, method: str) -> None:
+        shop = Shop()
+        shop.records.away = True
+        response = shop.client.open("/v1/users/u/objection", method=method)
+        assert_problem(response, 503, store="kafka")
+        assert response.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", ""), ("PUT", "/objection"), ("DELETE", "/objection"), ("POST", "/token")],
+)
+def test_what_is_no_users_id_is_asked_nothing(method: str, path: str) -> None:
+    """The job would refuse it, and an erasure would be open for ever."""
+    shop = Shop()
+    response = shop.client.open(f"/v1/users/%00u{path}", method=method)
+    assert_problem(response, 400, parameter="id")
+    assert not shop.records.sent
+    assert shop.store.erasure("\0u") is None
 
 
 class TestProfile:

@@ -93,11 +93,11 @@ def test_what_is_sent_is_what_the_job_reads(
 
 def test_id_and_time_are_made_only_where_they_are_missing() -> None:
     made = make_event({**CLICK, "ts": None, "event_id": None, "colour": "unknown"}, NOW)
-    given_ones = make_event({**CLICK, "ts": 5, "event_id": "mine"}, NOW)
+    given_ones = make_event({**CLICK, "ts": NOW - 5, "event_id": "mine"}, NOW)
 
     assert made.ts == NOW
     assert uuid.UUID(made.event_id).int >> 80 == NOW
-    assert (given_ones.ts, given_ones.event_id) == (5, "mine")
+    assert (given_ones.ts, given_ones.event_id) == (NOW - 5, "mine")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Reason]] = {
     "blank query": ({"type": "search", "query": " "}, Reason.INVALID_FIELD),
     "no user": ({"type": "click", "product_id": "p", "user_id": ""}, Reason.INVALID_FIELD),
     "user None": ({"type": "click", "product_id": "p", "user_id": None}, Reason.INVALID_FIELD),
-    "user a number": ({"type": "click", "product_id": "p", "user_id": 7}, Reason.INVALID_FIELD),
+    "user a list": ({"type": "click", "product_id": "p", "user_id": ["u"]}, Reason.INVALID_FIELD),
     "product an object": ({"type": "click", "product_id": object()}, Reason.INVALID_FIELD),
     "half a character": ({"type": "click", "product_id": "\ud800"}, Reason.INVALID_FIELD),
     "misspelt field": ({"type": "click", "prodct_id": "p"}, Reason.INVALID_FIELD),
@@ -139,6 +139,17 @@ def test_what_the_job_would_refuse_is_counted_and_logged_and_never_raised(
     assert "secret-user" not in caplog.text
 
 
+def test_ids_of_nobody_are_refused_and_the_list_can_be_changed() -> None:
+    with EventClient(NOWHERE, flush_timeout_s=0.01) as client:
+        client.track("undefined", "click", product_id="p")
+        assert client.counts == Counts(rejected=1, rejected_by={"placeholder_user": 1})
+    with EventClient(NOWHERE, flush_timeout_s=0.01, placeholders=frozenset({"tester"})) as client:
+        client.track("undefined", "click", product_id="p")
+        client.track("Tester", "click", product_id="p")
+        assert client.counts.sent == 1
+        assert client.counts.rejected_by == {"placeholder_user": 1}
+
+
 def test_offer_raises_what_track_only_counts(unconnected: EventClient) -> None:
     bad = cast("Any", Event)(event_id="e", user_id=7, type="click", ts=NOW, product_id="p")
 
@@ -163,10 +174,10 @@ def test_a_full_buffer_drops_and_counts(
         # Nobody to deliver to: what is left at the end is lost, and said so.
         unconnected.close()
 
-    assert unconnected.counts == Counts(sent=10, dropped=4, failed=10)
+    assert unconnected.counts == Counts(sent=10, dropped=4, lost=10)
     messages = [record.getMessage() for record in caplog.records]
     assert sum("dropped" in message for message in messages) == 1
-    assert sum("not delivered" in message for message in messages) == 1
+    assert sum("was lost" in message for message in messages) == 1
 
 
 def test_a_closed_client_drops(unconnected: EventClient) -> None:
@@ -182,6 +193,34 @@ def test_a_closed_client_drops(unconnected: EventClient) -> None:
 def test_a_wrong_setting_is_an_error_at_once() -> None:
     with pytest.raises(KafkaException, match=r"no\.such\.setting"):
         EventClient(NOWHERE, properties={"no.such.setting": 1})
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (KafkaError._PURGE_QUEUE, Counts(sent=1, lost=1)),
+        (KafkaError._PURGE_INFLIGHT, Counts(sent=1, lost=1)),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, Counts(sent=1, failed=1)),
+        (KafkaError.MSG_SIZE_TOO_LARGE, Counts(sent=1, failed=1)),
+    ],
+)
+def test_what_kafka_refuses_and_what_dies_in_the_buffer_are_told_apart(
+    code: int, expected: Counts
+) -> None:
+    made: list[BreakingProducer] = []
+
+    def make(_settings: dict[str, Any]) -> BreakingProducer:
+        made.append(BreakingProducer(room=3))
+        return made[-1]
+
+    client = EventClient(NOWHERE, make_producer=make)
+    client.track("u", "click", product_id="p")
+    ((key, value, report),) = made[0].held
+    made[0].held.clear()
+    report(KafkaError(code), Message(key, value))
+    client.close()
+
+    assert client.counts == expected
 
 
 def test_the_producer_stays_idempotent() -> None:
@@ -220,7 +259,7 @@ if child == 0:
         client.track("u", "click", product_id="p")
     assert client.counts == Counts(sent=5, dropped=2), client.counts
     client.close()
-    assert client.counts == Counts(sent=5, dropped=2, failed=5), client.counts
+    assert client.counts == Counts(sent=5, dropped=2, lost=5), client.counts
     sys.exit(7)  # through the interpreter's own end, with the parent's producer in memory
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert client.counts == Counts(sent=5), client.counts

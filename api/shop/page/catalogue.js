@@ -171,10 +171,11 @@ async function setStock(product, button) {
   const wanted = !product.in_stock;
   button.setAttribute("aria-checked", String(wanted));
   try {
-    const { title, category, price } = product;
+    const path = `/v1/products/${id(product.product_id)}`;
+    // A product is written whole: what the service has now, which the row may not show yet.
+    const { title, category, price } = await get(path);
     // Without a vector: the one that the product has stays.
-    const body = { title, category, price, in_stock: wanted };
-    await request("PUT", `/v1/products/${id(product.product_id)}`, { body });
+    await request("PUT", path, { body: { title, category, price, in_stock: wanted } });
   } catch (error) {
     button.setAttribute("aria-checked", String(product.in_stock));
     toast(`It was not changed: ${error.message}`);
