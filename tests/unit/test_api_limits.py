@@ -175,7 +175,7 @@ class Session:
     def __init__(self) -> None:
         self.limits: list[float | None] = []
 
-    def prepare(self, statement: str) -> Any:
+    def prepare(self, _statement: str) -> Any:
         class Prepared:
             result_metadata: tuple[Any, ...] = ()
 
@@ -315,9 +315,9 @@ class TestUnits:
 
 
 class TestEndedWorker:
-    def counts(self, folder: Path, pid: int, counts: dict[str, float]) -> None:
+    def counts(self, pid: int, counts: dict[str, float]) -> None:
         """Write the counter as a worker of several does."""
-        value = values.MultiProcessValue(lambda: pid)
+        value = values.MultiProcessValue(lambda: pid)  # type: ignore[no-untyped-call]
         for outcome, count in counts.items():
             value(
                 *("counter", EVENTS_METRIC, f"{EVENTS_METRIC}_total", ("outcome",), (outcome,)),
@@ -341,10 +341,11 @@ class TestEndedWorker:
         monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
         return tmp_path
 
-    def test_its_counts_stay_and_what_nobody_told_of_is_lost(self, folder: Path) -> None:
+    @pytest.mark.usefixtures("folder")
+    def test_its_counts_stay_and_what_nobody_told_of_is_lost(self) -> None:
         counts = dict.fromkeys(OUTCOMES, 0.0) | {"sent": 10.0, "delivered": 6.0, "failed": 1.0}
-        self.counts(folder, 11, counts)
-        self.counts(folder, 12, counts)
+        self.counts(11, counts)
+        self.counts(12, counts)
         assert forget_worker(11) == 3
         assert self.total() == {
             "sent": 20.0,
@@ -355,7 +356,7 @@ class TestEndedWorker:
         }
         # Another process with the same number has its own events only.
         assert forget_worker(11) == 0
-        self.counts(folder, 11, {"sent": 5.0, "delivered": 5.0})
+        self.counts(11, {"sent": 5.0, "delivered": 5.0})
         assert forget_worker(11) == 0
         assert self.total()["lost"] == 3.0
 
