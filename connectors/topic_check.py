@@ -74,11 +74,9 @@ def problems(topics: Topics, found: Found, bootstrap: str) -> list[str]:
 
 
 def _created_with(topics: Topics, topic: str) -> Mapping[str, object]:
-    return {
-        topics.events: {},
-        topics.catalogue: {"cleanup.policy": "compact"},
-        topics.dead_letters: {"retention.ms": 30 * MS_A_DAY},
-    }[topic]
+    if topic == topics.catalogue:
+        return {"cleanup.policy": "compact"}
+    return {"retention.ms": 30 * MS_A_DAY} if topic == topics.dead_letters else {}
 
 
 def _wrong(

@@ -498,6 +498,19 @@ class Pipeline:
             consumer.close()
         return found
 
+    def kafka_time(self, origin: Origin) -> int:
+        """The Kafka time of a record, epoch milliseconds."""
+        settings = {"bootstrap.servers": self.stack.kafka.bootstrap, "group.id": "times"}
+        consumer = Consumer({**settings, "message.max.bytes": 4_000_000, "log_level": 0})
+        try:
+            consumer.assign([TopicPartition(*origin)])
+            message = consumer.poll(30)
+            assert message is not None
+            assert message.offset() == origin[2]
+            return int(message.timestamp()[1])
+        finally:
+            consumer.close()
+
     # --- metrics -----------------------------------------------------------------------------
 
     def wait_metric(self, name: str, value: float, timeout: float = 30) -> None:
