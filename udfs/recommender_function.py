@@ -595,13 +595,14 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Look at a waiting user again after the time already waited, so that it at most doubles.
 
         A timer, because a broadcast element cannot reach the keyed state of those who wait for it;
-        one a user, and none any more after ``RETRIES_END_MS``.
+        one a user. Whoever waits for a product is left alone after ``RETRIES_END_MS``; the catalogue
+        will be complete.
         """
         longest_ms = self._config.waiting_retry_max_ms
         if now_ms < profile.retry_ms <= now_ms + longest_ms:
             return
         waited_ms = now_ms - profile.touched_ms
-        if waited_ms >= RETRIES_END_MS:
+        if waited_ms >= RETRIES_END_MS and not profile.partial:
             profile.retry_ms = 0
             return
         profile.retry_ms = now_ms + min(max(waited_ms, self._config.tick_ms, 100), longest_ms)

@@ -1316,6 +1316,22 @@ def test_a_list_of_a_part_of_the_catalogue_is_made_again(clock: Clock) -> None:
     assert not third.profile().partial
 
 
+def test_a_list_of_a_part_is_made_again_however_long_the_job_was_away(clock: Clock) -> None:
+    shop = Harness(clock, PARTS)
+    load(shop, 0, 0, 0)
+    shop.event(1, product_id="p1")
+    shop.advance(1001)
+    clock.now_ms += 3 * 86_400_000
+    again = Harness(clock, PARTS, shop.backend.copy())
+    again.advance(5000)  # the timer fires before there is anything new
+    assert again.listed() == []
+    load(again, 1, 0, 3)
+    load(again, 2, 1, 2)
+    again.advance(600_000)
+    assert again.listed() == ["u"]
+    assert again.backend.timers == set()
+
+
 def test_a_partition_that_falls_silent_has_been_read(clock: Clock) -> None:
     """Its last offset may be no record: the marker of a transaction, or what compaction took."""
     shop = Harness(clock, PARTS)
