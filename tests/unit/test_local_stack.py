@@ -179,7 +179,7 @@ def test_status_before_anything_is_known_can_be_shown() -> None:
 
 
 def test_status_shows_what_came_to_nothing() -> None:
-    values = {"unresolved_events": 1234, "erased_events": 5, "opted_out_events": 6}
+    values = {"unresolved_events": 1234.0, "erased_events": 5, "opted_out_events": 6}
     values |= {"refused_events": 2, "refused_rows": 3}
     service = {"lost": 7.0, "refused": 8.0, "above_rate": 9.0}
     tables = Tables(("wc_post_id_4638", "x" * 128), 4)
