@@ -31,6 +31,7 @@ CASES = [
     ("cassandra-local-dc", "dc1", "cassandra.local_dc", "dc1"),
     ("cassandra-ssl-ca-file", "/ca", "cassandra.ssl_ca_file", "/ca"),
     ("cassandra-consistency", "QUORUM", "cassandra.write_consistency", "QUORUM"),
+    ("cassandra-read-consistency", "QUORUM", "cassandra.read_consistency", "QUORUM"),
     ("write-batch-bytes", "1", "writer.batch_bytes", 1),
     ("write-batch-rows", "2", "writer.batch_rows", 2),
     ("write-in-flight", "3", "writer.in_flight", 3),
@@ -105,10 +106,10 @@ def test_option_changes_exactly_its_field(option: str, text: str, name: str, val
         "catalogue_topic": "recommender.catalogue_topic",
     }
     expected = {name: value}
-    if option == "profile-ttl-days":
-        expected["writer.list_ttl_seconds"] = 43_200
     if name in mirrored:
         expected[mirrored[name]] = value
+    if option == "profile-ttl-days":
+        expected["writer.list_ttl_seconds"] = 43_200
     assert changed(parse([f"--{option}", text])) == expected
 
 
@@ -278,6 +279,6 @@ def test_lists_are_kept_as_long_as_profiles_and_the_job_knows_how_the_service_re
     assert given.writer.list_ttl_seconds == 43_200
     assert given.cassandra.read_consistency == "LOCAL_QUORUM"
     # The longest that Cassandra takes.
-    assert parse(["--profile-ttl-days", "1e9"]).writer.list_ttl_seconds == 20 * 365 * 86_400
+    assert parse(["--profile-ttl-days", "36500"]).writer.list_ttl_seconds == 20 * 365 * 86_400
     with pytest.raises(OptionError, match="read_consistency"):
         parse(["--cassandra-read-consistency", "SOME"])
