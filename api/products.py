@@ -13,7 +13,7 @@ from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
 from api.operations import Answer, Body, Operation, charge, route
 from api.problems import BodyError, InvalidParameterError, Kind, ProblemError
-from api.recommendations import CACHE_HEADERS, LIMIT, MAX_CATEGORY, UNCHANGED
+from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
 from api.services import services
 from api.writing import WRITE_PROBLEMS, Records, send
@@ -21,21 +21,21 @@ from connectors.product_rows import ProductRow
 from udfs.index import FloatMatrix
 from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
+    MAX_CATEGORY_BYTES,
     MAX_DIMENSIONS,
-    SPACE_KEY,
+    MAX_PRODUCT_BYTES,
+    MAX_TITLE_BYTES,
     Identifier,
     Product,
     Reason,
     RejectedError,
+    check_product_id,
     decode_product,
     encode_product,
     encode_vector,
 )
 
-MAX_TITLE: Final = 1000
 MAX_PRODUCTS: Final = 500
-# Kafka's own limit of a record is a megabyte; a vector of 8,192 numbers takes 160 KB.
-MAX_PRODUCT_BYTES: Final = 512 * 1024
 MAX_BULK_BYTES: Final = 8 * 1024 * 1024
 # More candidates than asked for: some may have gone out of stock a moment ago.
 _SPARE: Final = 10
@@ -52,7 +52,7 @@ blueprint = Blueprint("products", __name__)
 class _Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What may be absent of a product that is written, and then has its default."""
 
-    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY)] = ""
+    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_BYTES)] = ""
     price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
     in_stock: bool = True
     embedding: (
@@ -73,7 +73,7 @@ class ProductInput(_Details, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     refused: a mistyped one would be lost.
     """
 
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)]
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)]
 
 
 class BulkProduct(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,7 +83,7 @@ class BulkProduct(_Details, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     product_id: Identifier
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE)] | None = None
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] | None = None
     deleted: bool = False
 
     def whole(self) -> ProductInput:
@@ -176,7 +176,7 @@ def product(product_id: str) -> Response:
 )
 def put_product(product_id: str, body: ProductInput) -> Response:
     """Insert or replace a product; it is in the lists within about a second."""
-    _not_reserved(product_id)
+    _check_id(product_id)
 
     def records() -> Records:
         try:
@@ -202,7 +202,7 @@ def put_product(product_id: str, body: ProductInput) -> Response:
 )
 def delete_product(product_id: str) -> Response:
     """Delete a product, also one that is not there."""
-    _not_reserved(product_id)
+    _check_id(product_id)
     return json_response(Accepted(send(_topic(), lambda: [(product_id, None)])), 202)
 
 
@@ -270,16 +270,11 @@ def _topic() -> str:
     return services().config.kafka.catalogue_topic
 
 
-def _reserved(product_id: str) -> bool:
-    """Tell whether the catalogue topic has something else than a product under this key."""
-    return product_id.startswith(SPACE_KEY[0])
-
-
-def _not_reserved(product_id: str) -> None:
-    if _reserved(product_id):
-        raise InvalidParameterError(
-            parameter="id", detail="ids that begin with U+0000 are reserved"
-        )
+def _check_id(product_id: str) -> None:
+    try:
+        check_product_id(product_id)
+    except RejectedError as error:
+        raise InvalidParameterError(parameter="id", detail=error.detail) from error
 
 
 def _records(body: Bulk) -> Records:
@@ -287,9 +282,7 @@ def _records(body: Bulk) -> Records:
     products: dict[int, tuple[ProductInput, Learned]] = {}
     for index, one in enumerate(body.products):
         try:
-            if _reserved(one.product_id):
-                msg = "product_id: ids that begin with U+0000 are reserved"
-                raise RejectedError(Reason.INVALID_FIELD, msg)
+            check_product_id(one.product_id)
             if not one.deleted:
                 products[index] = one.whole(), _learned(one.product_id)
         except RejectedError as error:

@@ -18,19 +18,19 @@ from api.request_id import request_id
 from api.responses import cacheable, json_response
 from api.services import services
 from connectors.recommendation_store import RecommendationList, StoreError
+from udfs.schemas import MAX_CATEGORY_BYTES
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
-MAX_CATEGORY: Final = 200
 # A list changes at most once a tick of a second.
 CACHE_SECONDS: Final = 1
 
 LIMIT: Final = WholeNumber(
     "limit", "How many items.", default=DEFAULT_LIMIT, least=1, most=MAX_LIMIT
 )
-CATEGORY: Final = Text("category", "Only products of this category.", most=MAX_CATEGORY)
+CATEGORY: Final = Text("category", "Only products of this category.", most=MAX_CATEGORY_BYTES)
 MIN_PRICE: Final = Price("min_price", "Only products of at least this price.")
 MAX_PRICE: Final = Price("max_price", "Only products of at most this price.")
 CACHE_HEADERS: Final = {

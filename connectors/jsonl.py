@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Final, TypeVar, cast
+from typing import IO, Final, TypeVar, cast
 
-import msgspec
-
-from udfs.schemas import Event, Identifier
+from udfs.schemas import (
+    Event,
+    ProductLine,
+    RejectedError,
+    decode_event_line,
+    decode_product_line,
+)
 
 # Messages of bad lines that are kept to be shown.
 _SHOWN: Final = 5
@@ -21,17 +25,6 @@ _Line = TypeVar("_Line")
 
 class LineError(ValueError):
     """A file cannot be used; the message names the file and, where there is one, the line."""
-
-
-class CatalogueLine(msgspec.Struct, frozen=True, gc=False):
-    """A product of a catalogue file: the wire format's, of which only the id is needed."""
-
-    product_id: Identifier
-    title: str = ""
-    category: str = ""
-    price: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    in_stock: bool = True
-    embedding: list[float] | str | None = None
 
 
 @dataclass
@@ -57,13 +50,13 @@ class BadLines:
             self.shown.append(message)
 
 
-def read_catalogue(path: Path, bad: BadLines) -> Iterator[tuple[int, CatalogueLine]]:
+def read_catalogue(path: Path, bad: BadLines) -> Iterator[tuple[int, ProductLine]]:
     """Read a catalogue file: line numbers and products, one at a time.
 
     Raises:
         LineError: The file cannot be read, or a line is bad and not skipped.
     """
-    return _read(path, msgspec.json.Decoder(CatalogueLine), bad)
+    return _read(path, decode_product_line, bad)
 
 
 def read_events(path: Path, bad: BadLines) -> Iterator[tuple[int, Event]]:
@@ -72,11 +65,11 @@ def read_events(path: Path, bad: BadLines) -> Iterator[tuple[int, Event]]:
     Raises:
         LineError: The file cannot be read, or a line is bad and not skipped.
     """
-    return _read(path, msgspec.json.Decoder(Event), bad)
+    return _read(path, decode_event_line, bad)
 
 
 def _read(
-    path: Path, decoder: msgspec.json.Decoder[_Line], bad: BadLines
+    path: Path, decode: Callable[[bytes], _Line], bad: BadLines
 ) -> Iterator[tuple[int, _Line]]:
     try:
         with _open(path, "rb") as lines:
@@ -84,9 +77,9 @@ def _read(
                 if not line.strip():
                     continue
                 try:
-                    decoded = decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    bad.add(path, number, error)
+                    decoded = decode(line.rstrip(b"\r\n"))
+                except RejectedError as error:
+                    bad.add(path, number, error.detail)
                     continue
                 yield number, decoded
     except (OSError, EOFError, zlib.error) as error:

@@ -70,7 +70,7 @@ class Log:
     queries: dict[int, str]
     """The query of each search, by event."""
     duplicates: int = 0
-    """Events left out because their user had sent the same event id before."""
+    """Events left out because their user had sent the same id and product before."""
 
     def __len__(self) -> int:
         """Number of events."""
@@ -107,7 +107,7 @@ def read_events(path: Path) -> Log:
     times: list[int] = []
     session_of: list[int] = []
     queries: dict[int, str] = {}
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[int, str, str | None]] = set()
     duplicates = 0
     for number, event in _decode_lines(path, _event_decoder):
         if event.type == "search":
@@ -118,10 +118,13 @@ def read_events(path: Path) -> Log:
             msg = f"{path}, line {number}: a {event.type} needs product_id"
             raise DataError(msg)
         user = users.setdefault(event.user_id, len(users))
-        if (user, event.event_id) in seen:
+        # An order's lines share its id.
+        item = event.query if event.type == "search" else event.product_id
+        identity = (user, event.event_id, item)
+        if identity in seen:
             duplicates += 1
             continue
-        seen.add((user, event.event_id))
+        seen.add(identity)
         if event.query is not None:
             queries[len(ids)] = event.query
         ids.append(event.event_id)

@@ -37,7 +37,6 @@ from tqdm import tqdm
 from connectors.catalogue_publisher import CataloguePublisher, PublishError
 from connectors.jsonl import (
     BadLines,
-    CatalogueLine,
     LineError,
     read_catalogue,
     read_events,
@@ -47,13 +46,21 @@ from connectors.jsonl import (
 from connectors.kafka_client import KafkaClientOptions
 from udfs.behaviour import BehaviourConfig
 from udfs.query_encoder import SPACE as TEXT_SPACE
-from udfs.schemas import EVENT_TYPES, SPACE_KEY, Product, encode_product, encode_vector
+from udfs.schemas import (
+    ERASE,
+    EVENT_TYPES,
+    MAX_ID,
+    MAX_PRODUCT_BYTES,
+    OPT_IN,
+    OPT_OUT,
+    Product,
+    ProductLine,
+    encode_product,
+    encode_vector,
+)
 from udfs.vectors import Interactions, Learned, Sequences, Source, VectorsConfig, learn
 
 PREFIX: Final = "RECOMMENDER_"
-# Kafka refuses a record of more than a megabyte.
-MAX_PRODUCT_BYTES: Final = 512 * 1024
-MAX_SPACE: Final = 128
 
 _VECTOR_OPTIONS: Final = {
     "dimensions": "length of the vectors' part from behaviour",
@@ -115,7 +122,7 @@ class Summary(msgspec.Struct):
 class _Catalogue:
     """The catalogue file in memory, in order of the products' first lines."""
 
-    lines: list[CatalogueLine] = field(default_factory=list)
+    lines: list[ProductLine] = field(default_factory=list)
     repeated: int = 0
 
     def product_ids(self) -> list[str]:
@@ -360,8 +367,8 @@ def _space(given: str | None, learned: str, source: Source) -> str:
     """
     if given is None:
         return learned
-    if len(given) > MAX_SPACE:
-        msg = f"--space must have at most {MAX_SPACE} characters"
+    if len(given) > MAX_ID:
+        msg = f"--space must have at most {MAX_ID} characters"
         raise ValueError(msg)
     fits = {
         Source.TEXT: given == TEXT_SPACE,
@@ -378,7 +385,7 @@ def _space(given: str | None, learned: str, source: Source) -> str:
 
 
 def _lines(
-    lines: Sequence[CatalogueLine], learned: Learned, items: Any, summary: Summary
+    lines: Sequence[ProductLine], learned: Learned, items: Any, summary: Summary
 ) -> Iterator[bytes]:
     for at in items.tolist():
         line = lines[at]
@@ -409,10 +416,7 @@ def _read_products(path: Path, bad: BadLines) -> _Catalogue:
     """
     made = _Catalogue()
     place: dict[str, int] = {}
-    for number, line in read_catalogue(path, bad):
-        if line.product_id == SPACE_KEY:
-            bad.add(path, number, "this product_id is taken by the job itself")
-            continue
+    for _, line in read_catalogue(path, bad):
         at = place.setdefault(line.product_id, len(made.lines))
         if at == len(made.lines):
             made.lines.append(line)
@@ -436,21 +440,21 @@ def _read_log(path: Path, bad: BadLines, product_ids: Sequence[str]) -> _Log:
     users: dict[str, int] = {}
     sessions: dict[tuple[int, str], int] = {}
     erased: dict[int, int] = {}
+    objecting: set[int] = set()
     columns = [array("q") for _ in Interactions._fields]
     hashes = array("q")
     unknown = other = 0
-    for number, event in read_events(path, bad):
+    for _, event in read_events(path, bad):
         user = users.setdefault(event.user_id, len(users))
         kind = kind_of.get(event.type)
-        if kind is None:  # an erasure: what came before it is not there any more
+        if event.type in (ERASE, OPT_OUT):  # what came before it is not there any more
             erased[user] = len(hashes)
+        if event.type == OPT_OUT:
+            objecting.add(user)
+        elif event.type == OPT_IN:
+            objecting.discard(user)
+        if kind is None or event.product_id is None or event.type == "search" or user in objecting:
             other += 1
-            continue
-        if event.type == "search":
-            other += 1
-            continue
-        if event.product_id is None:
-            bad.add(path, number, f"a {event.type} needs product_id")
             continue
         item = number_of.get(event.product_id)
         if item is None:
@@ -461,7 +465,7 @@ def _read_log(path: Path, bad: BadLines, product_ids: Sequence[str]) -> _Log:
             session = sessions.setdefault((user, event.session_id), len(sessions))
         for column, value in zip(columns, (user, item, event.ts, kind, session), strict=True):
             column.append(value)
-        digest = blake2b(f"{user} {event.event_id}".encode(), digest_size=8).digest()
+        digest = blake2b(f"{user} {item} {event.event_id}".encode(), digest_size=8).digest()
         hashes.append(int.from_bytes(digest, "little", signed=True))
     made = Interactions(*(np.array(column, dtype=np.int64) for column in columns))
     kept = np.zeros(len(hashes), dtype=bool)

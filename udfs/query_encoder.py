@@ -13,8 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-SPACE: Final = "text64-v1"
-DIMENSIONS: Final = 64
+from udfs.schemas import TEXT_DIMENSIONS, TEXT_SPACE
+
+SPACE: Final = TEXT_SPACE
+DIMENSIONS: Final = TEXT_DIMENSIONS
 # A longer text is cut: what a person types is short, and the encoder's time grows with it.
 MAX_CHARACTERS: Final = 512
 # How much a category counts beside its title in a product's vector (`make bench-search`).

@@ -11,7 +11,7 @@ idempotent. The cost of a touch is one state read, one append an event, one writ
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -38,8 +38,9 @@ from udfs.schemas import (
     ERASE,
     HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
-    MAX_TIMESTAMP_MS,
+    MAX_FUTURE_MS,
     MS_A_DAY,
+    PLACEHOLDER_IDS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
@@ -51,10 +52,12 @@ from udfs.schemas import (
     Reason,
     RejectedError,
     SaveBatch,
+    decode_accepted_event,
     decode_event,
     decode_product,
     decode_space_notice,
     decode_tombstone,
+    record_value,
     split_record,
 )
 
@@ -105,9 +108,18 @@ class RecommenderConfig:
     """Named in dead letters."""
     catalogue_topic: str = "catalogue"
     """Named in dead letters."""
+    max_future_ms: int = MAX_FUTURE_MS
+    """How far an event's time may lie ahead of its record's Kafka time, milliseconds."""
+    placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
+    """User ids that stand for users that are not known; their events are refused."""
+    catalogue_ends: Mapping[int, int] = field(default_factory=dict)
+    """End offset of each partition of the catalogue topic at the submission; empty: not known."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
+        if self.max_future_ms < 0:
+            msg = f"max_future_ms must not be negative, but is {self.max_future_ms}"
+            raise ValueError(msg)
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"
             raise ValueError(msg)
@@ -137,7 +149,7 @@ def catalogue_descriptor() -> MapStateDescriptor:
 class RecommenderFunction(KeyedBroadcastProcessFunction):
     """Takes framed records by user (:func:`udfs.schemas.frame_record`).
 
-    Broadcasts Row(key, value, partition, offset), and heartbeats in between, rows of
+    Broadcasts Row(key, value, partition, offset, time), and heartbeats in between, rows of
     ``HEARTBEAT_PARTITION``: a broadcast element can set no timer, and the last of many changed
     products must be saved too.
 
@@ -209,9 +221,15 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Accept or reject one framed record; an accepted one is durable in the state on return."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
-        _, _, kind, payload = value.split(b" ", 3)
+        payload, kafka_ms = record_value(value)
         try:
-            event = decode_event(key, None if kind == b"n" else payload, now_ms)
+            event = decode_event(
+                key,
+                payload,
+                kafka_ms,
+                self._config.placeholder_ids,
+                self._config.max_future_ms,
+            )
         except RejectedError as error:
             yield self._dead_letter(self._config.events_topic, key, *split_record(value), error)
             return
@@ -287,7 +305,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             # Every subtask sees every product; one of them speaks for all.
             if self._reports_catalogue:
                 topic = self._config.catalogue_topic
-                origin = Origin(value[2], value[3])
+                origin = Origin(value[2], value[3], value[4])
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
         for state_key, entry in changes:
@@ -354,8 +372,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Take the user of the current key into this tick, with what a restore left pending."""
         touched = Touched(key.encode("latin-1").decode(), self._profile.value())
         for record in self._pending.get():
-            # It was accepted once; a clock that went back must not reject it now.
-            event = decode_event(key, split_record(record)[0], MAX_TIMESTAMP_MS)
+            # It was accepted once, perhaps by a version that accepted more.
+            event = decode_accepted_event(record_value(record)[0])
             touched.events.append(PendingEvent(event, record))
             self._pending_count += 1
         self._touched[key] = touched

@@ -225,11 +225,11 @@ class Harness:
         self.send(event_json(event_id=f"e{number}", **changes), user)
 
     def broadcast(self, key: str, payload: bytes | None, partition: int = 3) -> None:
-        row = Row(key, payload, partition, 17)
+        row = Row(key, payload, partition, 17, self.clock.now_ms)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def heartbeat(self) -> None:
-        row = Row("", None, HEARTBEAT_PARTITION, 0)
+        row = Row("", None, HEARTBEAT_PARTITION, 0, 0)
         self._take(self._function.process_broadcast_element(row, self._context))
 
     def _take(self, emitted: Iterator[Any]) -> None:
