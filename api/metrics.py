@@ -39,11 +39,11 @@ DEGRADED = Counter(
 _EVENTS = Counter(
     "recommender_api_events",
     "Events by what became of them: sent (put into the buffer), delivered, failed (Kafka refused"
-    " them), lost (in the buffer when a worker's time to flush was over), dropped (no room).",
+    " them), lost (in the buffer when its worker ended), dropped (no room).",
     ("outcome",),
 )
 REFUSED = Counter(
-    "recommender_api_refused_events", "Events of POST /v1/events that were refused.", ("reason",)
+    "recommender_api_events_refused", "Events of requests that were refused.", ("reason",)
 )
 _PRODUCTS = Gauge(
     "recommender_api_catalogue_products",

@@ -145,7 +145,7 @@ def test_refused_events_are_counted_by_reason() -> None:
 
     def refused() -> float:
         text = shop.client.get("/metrics").text
-        start = 'recommender_api_refused_events_total{reason="missing_field"}'
+        start = 'recommender_api_events_refused_total{reason="missing_field"}'
         return sum(float(one.split()[1]) for one in text.splitlines() if one.startswith(start))
 
     before = refused()
