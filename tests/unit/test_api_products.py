@@ -90,7 +90,7 @@ class TestWrite:
             {"embedding": "*"},
             {"price": -1},
             {"price": "9"},
-            {"title": "x" * 1001},
+            {"title": "x" * 4001},
             {"titel": "typo"},
             {"title": None},
             {"embedding": None, "space": None, "title": ""},
