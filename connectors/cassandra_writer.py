@@ -91,6 +91,8 @@ class WriterConfig:
     """Rows a batch at the most."""
     in_flight: int = 64
     """Batches sent and not yet acknowledged: with batch_bytes, what the writer holds in memory."""
+    list_ttl_seconds: int = 90 * 86_400
+    """How long a list stays without a new one, seconds: as long as the profile it is made of."""
     backoff_first_s: float = 0.1
     """Wait before the first retry, seconds; doubled a retry, with jitter."""
     backoff_max_s: float = 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,10 +17,12 @@ from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
 from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
-from udfs.schemas import EVENT_TYPES
+from udfs.schemas import EVENT_TYPES, MS_A_DAY, PLACEHOLDER_IDS, parse_placeholders
 from udfs.trending import TrendingConfig
 from udfs.variants import Experiment, Variant
 
+# What becomes of a topic that is not as it must be: an error, a warning, nothing is asked.
+TOPIC_CHECKS: Final = ("fail", "warn", "off")
 # Names of Kafka's properties whose values are secrets.
 _SECRET: Final = re.compile(r"password|jaas|secret|ssl\.keystore\.key|ssl\.key\.pem")
 
@@ -40,6 +43,7 @@ class JobOptions:
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
     dead_letters_topic: str = "dead-letters"
+    topic_check: str = TOPIC_CHECKS[0]
 
 
 def _hosts(text: str) -> tuple[str, ...]:
@@ -69,6 +73,17 @@ def _secret(option: str, file: Path) -> str:
         msg = f"--{option}: {file} is empty"
         raise OptionError(msg)
     return text
+
+
+def _placeholders(text: str) -> frozenset[str]:
+    """Read ``none`` or the file of the ids that stand for unknown users."""
+    if text == "none":
+        return frozenset()
+    try:
+        return parse_placeholders(Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{text} cannot be read: {error}"
+        raise argparse.ArgumentTypeError(msg) from error
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -146,6 +161,14 @@ def parser() -> argparse.ArgumentParser:
     add(group, "events-topic", str, topics.events_topic, "topic of events")
     add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
+    group.add_argument(
+        "--topic-check",
+        choices=TOPIC_CHECKS,
+        default=topics.topic_check,
+        help="what to do where a topic is missing or not configured as the job needs it, or Kafka"
+        " does not answer: fail, warn, or off: ask Kafka nothing, also not how far the catalogue"
+        " must be read before it is complete",
+    )
 
     cassandra = CassandraOptions()
     group = result.add_argument_group("Cassandra")
@@ -177,6 +200,24 @@ def parser() -> argparse.ArgumentParser:
     add(group, "write-backoff-max-s", float, writer.backoff_max_s, "longest wait, seconds")
 
     recommender = RecommenderConfig()
+    group = result.add_argument_group("Events")
+    add(
+        group,
+        "max-future-s",
+        float,
+        recommender.max_future_ms / 1000,
+        "how far an event's time may lie ahead of its record's Kafka time, seconds; what is further"
+        " ahead is a dead letter",
+    )
+    group.add_argument(
+        "--placeholder-ids",
+        type=_placeholders,
+        default=PLACEHOLDER_IDS,
+        metavar="FILE|none",
+        help="ids that stand for unknown users, one a line, without case: their events are dead"
+        f" letters; none: every id is a user's (default: {', '.join(sorted(PLACEHOLDER_IDS))},"
+        " and blank ones)",
+    )
     profile = recommender.recommend.profile
     group = result.add_argument_group("Recommender")
     add(group, "list-length", int, recommender.recommend.list_length, "recommendations a user")
@@ -320,6 +361,14 @@ def parser() -> argparse.ArgumentParser:
         " newest lists are made",
     )
     add(group, "trending-length", int, trending.length, "products a trending or newest list")
+    add(
+        group,
+        "trending-duplicate-s",
+        float,
+        trending.duplicate_s,
+        "for how long an event that comes again (same user, id and product) is known and not"
+        " counted for trending, seconds; some 250 bytes of state an event; 0: it counts again",
+    )
     add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
     group.add_argument(
         "--execution-mode",
@@ -377,6 +426,8 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 batch_rows=given.write_batch_rows,
                 in_flight=given.write_in_flight,
                 backoff_max_s=given.write_backoff_max_s,
+                # A list goes with the profile it was made of.
+                list_ttl_seconds=math.ceil(given.profile_ttl_days * MS_A_DAY / 1000),
             ),
             recommender=RecommenderConfig(
                 recommend=RecommendConfig(
@@ -385,9 +436,14 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                     ranking=ranking,
                     experiment=Experiment(given.experiment, variants),
                 ),
-                **_same_names(given, RecommenderConfig, "recommend"),
+                max_future_ms=round(given.max_future_s * 1000),
+                **_same_names(
+                    given, RecommenderConfig, "recommend", "max_future_ms", "catalogue_ends"
+                ),
             ),
-            trending=TrendingConfig(given.trending_half_life_hours, given.trending_length),
+            trending=TrendingConfig(
+                given.trending_half_life_hours, given.trending_length, given.trending_duplicate_s
+            ),
             **_same_names(
                 given, JobOptions, "kafka", "cassandra", "writer", "recommender", "trending"
             ),

@@ -194,6 +194,15 @@ def key_matches(key: str, identifier: str) -> bool:
     return key.encode("latin-1") == identifier.encode()
 
 
+def parse_placeholders(text: str) -> frozenset[str]:
+    """Read a list of placeholder ids, one a line; lines that begin with # do not count.
+
+    A blank id is always among them.
+    """
+    lines = (line.strip().lower() for line in text.splitlines())
+    return frozenset({"", *(line for line in lines if not line.startswith("#"))})
+
+
 _Fields = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 

@@ -32,6 +32,8 @@ MS_AN_HOUR: Final = 3_600_000
 # A year; longer than a Kafka topic is kept.
 MAX_HALF_LIFE_HOURS: Final = 24 * 365
 MAX_LENGTH: Final = 500
+# A day: what is remembered of each event is in every checkpoint.
+MAX_DUPLICATE_S: Final = 86_400
 
 Items = list[tuple[str, float]]
 
@@ -44,6 +46,8 @@ class TrendingConfig:
     """Half-life of an event's weight, hours of event time; 0: no such lists are made."""
     length: int = 50
     """Products a list."""
+    duplicate_s: float = 300.0
+    """For how long an event that comes again is known and not counted, seconds; 0: it counts."""
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
@@ -56,6 +60,9 @@ class TrendingConfig:
             raise ValueError(msg)
         if not 1 <= self.length <= MAX_LENGTH:
             msg = f"trending_length must be within 1 and {MAX_LENGTH}, not {self.length}"
+            raise ValueError(msg)
+        if not 0 <= self.duplicate_s <= MAX_DUPLICATE_S:
+            msg = f"trending_duplicate_s must be within 0 and {MAX_DUPLICATE_S}"
             raise ValueError(msg)
 
     @property

@@ -91,6 +91,8 @@ class TestWrite:
             {"price": -1},
             {"price": "9"},
             {"title": "x" * 4001},
+            {"title": "漢" * 1334},
+            {"category": "ü" * 501},
             {"titel": "typo"},
             {"title": None},
             {"embedding": None, "space": None, "title": ""},

@@ -38,13 +38,15 @@ def test_a_log_is_read_in_order_of_time_and_keeps_its_order_at_equal_times(tmp_p
         b"",
         event_json(event_id="b", type="search", query="cup", product_id=...),
         event_json(event_id="a", ts=NOW_MS, unknown_field=1),
-        event_json(event_id="late", ts=NOW_MS + 3),
+        event_json(event_id="late", ts=NOW_MS + 3, product_id="p2"),
+        event_json(event_id="late", ts=NOW_MS + 4, product_id="p3"),
     )
     log = read_events(path)
-    assert log.event_ids == ["b", "a", "late"]
+    # The lines of an order share its id: an event is known by its id and its product.
+    assert log.event_ids == ["b", "a", "late", "late"]
     assert log.duplicates == 1
-    assert [log.event(row).query for row in range(3)] == ["cup", None, None]
-    assert [log.event(row).product_id for row in range(3)] == [None, "p0", "p2"]
+    assert [log.event(row).query for row in range(4)] == ["cup", None, None, None]
+    assert [log.event(row).product_id for row in range(4)] == [None, "p0", "p2", "p3"]
     assert log.event(2).ts == NOW_MS + 2
 
 

@@ -26,6 +26,8 @@ from udfs.schemas import (
     MAX_EVENT_BYTES,
     MAX_FUTURE_MS,
     MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
+    PLACEHOLDER_IDS,
     Event,
     Reason,
     RejectedError,
@@ -34,7 +36,6 @@ from udfs.schemas import (
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_732_300_000_123
-YEAR_2000 = 946_684_800_000
 # Nothing listens on it.
 NOWHERE = "127.0.0.1:1"
 CLICK = {"user_id": "u", "type": "click", "product_id": "p"}
@@ -64,15 +65,16 @@ def test_event_ids_sort_by_time(at_ms: int, later: int) -> None:
     assert new_event_id(at_ms) != new_event_id(at_ms)
 
 
-# No id that stands for nobody, or for the pipeline itself.
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=127).map("x{}".format)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128).filter(
+    lambda text: not text.startswith("\0") and text.strip().lower() not in PLACEHOLDER_IDS
+)
 
 
 @given(
     user_id=texts,
     kind=st.sampled_from([one for one in EVENT_TYPES if one != "search"]),
     product_id=texts,
-    ts=st.integers(YEAR_2000, NOW + MAX_FUTURE_MS),
+    ts=st.integers(MIN_TIMESTAMP_MS, NOW + MAX_FUTURE_MS),
     dwell_ms=st.none() | st.integers(0, 2**31 - 1),
 )
 def test_what_is_sent_is_what_the_job_reads(

@@ -22,6 +22,9 @@ CASES = [
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
     ("dead-letters-topic", "t", "dead_letters_topic", "t"),
+    ("topic-check", "warn", "topic_check", "warn"),
+    ("max-future-s", "60", "recommender.max_future_ms", 60_000),
+    ("placeholder-ids", "none", "recommender.placeholder_ids", frozenset()),
     ("cassandra-hosts", "a, b,", "cassandra.hosts", ("a", "b")),
     ("cassandra-port", "9043", "cassandra.port", 9043),
     ("cassandra-keyspace", "k", "cassandra.keyspace", "k"),
@@ -62,6 +65,7 @@ CASES = [
     ("space-switch-share", "0.5", "recommender.space_switch_share", 0.5),
     ("trending-half-life-hours", "0", "trending.half_life_hours", 0.0),
     ("trending-length", "9", "trending.length", 9),
+    ("trending-duplicate-s", "0", "trending.duplicate_s", 0.0),
     ("dimensions", "64", "recommender.dimensions", 64),
     ("execution-mode", "process", "recommender.execution_mode", "process"),
 ]
@@ -101,6 +105,8 @@ def test_option_changes_exactly_its_field(option: str, text: str, name: str, val
         "catalogue_topic": "recommender.catalogue_topic",
     }
     expected = {name: value}
+    if option == "profile-ttl-days":
+        expected["writer.list_ttl_seconds"] = 43_200
     if name in mirrored:
         expected[mirrored[name]] = value
     assert changed(parse([f"--{option}", text])) == expected

@@ -35,6 +35,7 @@ from udfs.recommender_function import (
 )
 from udfs.schemas import (
     HEARTBEAT_PARTITION,
+    MIN_TIMESTAMP_MS,
     SPACE_KEY,
     DeadLetter,
     Erasure,
@@ -216,7 +217,7 @@ class Harness:
     def send(self, payload: bytes | None, user: str = "u", *, key: str | None = None) -> None:
         self.backend.key = wire_key(user) if key is None else key
         self._offset += 1
-        record = frame_record(payload, Origin(0, self._offset))
+        record = frame_record(payload, Origin(0, self._offset, self.clock.now_ms))
         self._take(self._function.process_element(record, self._context))
         self.backend.key = None
 
@@ -590,7 +591,7 @@ def test_clock_that_goes_back_does_not_stop_the_ticks(shop: Harness) -> None:
     shop.event(1)
     shop.advance(100)
     shop.clock.now_ms -= 3_600_000
-    shop.event(2, "b", ts=0)
+    shop.event(2, "b", ts=MIN_TIMESTAMP_MS)
     assert min(at for at, key in shop.backend.timers if key == "b") <= shop.clock.now_ms + 10_000
 
 
@@ -610,7 +611,7 @@ def test_rejected_event_goes_whole_to_the_dead_letters(
     shop.send(payload)
     (letter,) = shop.letters()
     assert letter[:4] == ("events", "u", payload, reason)
-    assert letter.origin == Origin(0, 1)
+    assert letter.origin == Origin(0, 1, shop.clock.now_ms)
     assert shop.backend.lists == {}
     assert shop.backend.timers == set()
     assert shop.count(f"reason.{reason.value}.dead_letters") == 1
@@ -639,7 +640,7 @@ def test_batches_pass_by_reference_only_within_one_process(
         monkeypatch.setattr(RuntimeContext, "get_index_of_this_subtask", lambda _: 0, raising=False)
     shop = Harness(clock, RecommenderConfig(execution_mode=mode, tick_ms=0))
     shop.backend.key = "u"
-    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0))
+    record = frame_record(event_json(ts=clock.now_ms), Origin(0, 0, clock.now_ms))
     (emitted,) = shop._function.process_element(record, shop._context)
     assert isinstance(emitted, BatchReference if mode == THREAD_MODE else SaveBatch)
     if isinstance(emitted, BatchReference):
@@ -658,7 +659,7 @@ def test_one_subtask_alone_reports_a_rejected_product(
     for letter in shop.letters():
         assert letter.topic == "catalogue"
         assert letter.reason is Reason.INVALID_VECTOR
-        assert letter.origin == Origin(3, 17)
+        assert letter.origin == Origin(3, 17, clock.now_ms)
     assert shop.backend.broadcast == {}
 
 
@@ -895,7 +896,7 @@ def test_stretched_tick_is_forgotten_over_a_pause(shop: Harness) -> None:
 def test_state_of_pending_events_is_the_stated_format(shop: Harness) -> None:
     payload = event_json(ts=START_MS)
     shop.send(payload)
-    assert shop.backend.lists == {"u": [b"0 1 v " + payload]}
+    assert shop.backend.lists == {"u": [b"0 1 %d v " % shop.clock.now_ms + payload]}
 
 
 @pytest.mark.parametrize(
