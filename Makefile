@@ -169,7 +169,7 @@ check-alerts: ## Check the Prometheus configuration and play series against the 
 	@command -v promtool >/dev/null || { \
 		echo "promtool: not found"; \
 		echo "  remedy: apt-get install prometheus, or any Prometheus release"; exit 1; }
-	@promtool check config flink-conf/prometheus/prometheus.yml
+	@promtool check config --syntax-only flink-conf/prometheus/prometheus.yml
 	@promtool test rules flink-conf/prometheus/alerts_test.yml
 
 UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --all-extras --generate-hashes \

@@ -2,20 +2,21 @@
 
 A key is 256 random bits, so that its SHA-256 is as good as it: nothing can be guessed, and a slow
 hash would only slow the service down. Without keys everyone on this machine may do everything,
-and nobody else anything.
+and nobody else anything; a request that a proxy has passed on is somebody else's.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,20 +25,56 @@ from flask import request
 from api.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError
 from api.tokens import Tokens
 
-Scope = Literal["read", "ingest", "catalogue", "erase", "token"]
-SCOPES: Final[tuple[Scope, ...]] = ("read", "ingest", "catalogue", "erase", "token")
+logger = logging.getLogger(__name__)
+
+Scope = Literal["lists", "personal", "metrics", "ingest", "catalogue", "erase", "token"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+# What the one scope for everything that is read has become.
+READ: Final = "read"
+READ_SCOPES: Final[tuple[Scope, ...]] = ("lists", "personal", "metrics")
 KEY_PREFIX: Final = "rk_"
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="recommender"'}
 _LOCAL_NAMES: Final = frozenset({"localhost", "::1"})
+# Headers by which proxies say whose request they pass on, or that they do; the first is a prefix.
+_FORWARDED_PREFIX: Final = "HTTP_X_FORWARDED"
+_FORWARDED: Final = frozenset(
+    (
+        "HTTP_FORWARDED",
+        "HTTP_VIA",
+        "HTTP_X_REAL_IP",
+        "HTTP_X_CLIENT_IP",
+        "HTTP_X_CLUSTER_CLIENT_IP",
+        "HTTP_X_ORIGINAL_FORWARDED_FOR",
+        "HTTP_X_ORIGINAL_HOST",
+        "HTTP_X_ORIGINAL_URL",
+        "HTTP_X_ENVOY_EXTERNAL_ADDRESS",
+        "HTTP_TRUE_CLIENT_IP",
+        "HTTP_CF_CONNECTING_IP",
+        "HTTP_FASTLY_CLIENT_IP",
+        "HTTP_FLY_CLIENT_IP",
+        "HTTP_CDN_LOOP",
+    )
+)
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One key of the file: a name for the metrics, the hash, what it may do."""
+    """One key of the file: a name for the metrics, the hash, what it may do.
+
+    ``read`` stands for `READ_SCOPES`, as in files of before they were told apart.
+    """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-    scopes: Annotated[tuple[Scope, ...], msgspec.Meta(min_length=1)]
+    scopes: Annotated[tuple[Scope | Literal["read"], ...], msgspec.Meta(min_length=1)]
+
+
+def spelt_out(scopes: Iterable[str]) -> frozenset[Scope]:
+    """Return scopes with those that ``read`` stands for in its place."""
+    given = set(scopes)
+    return frozenset(
+        scope for scope in SCOPES if scope in given or (READ in given and scope in READ_SCOPES)
+    )
 
 
 def hash_key(key: str) -> str:
@@ -122,10 +159,19 @@ class Access:
     keys: tuple[ApiKey, ...] = ()
     tokens: Tokens = field(default_factory=Tokens)
     _hashes: tuple[bytes, ...] = field(init=False, repr=False)
+    _granted: tuple[frozenset[Scope], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Keep the hashes as bytes."""
+        """Keep the hashes as bytes, and warn of keys that open more than they may need."""
         object.__setattr__(self, "_hashes", tuple(bytes.fromhex(key.sha256) for key in self.keys))
+        object.__setattr__(self, "_granted", tuple(spelt_out(key.scopes) for key in self.keys))
+        for key in self.keys:
+            if READ in key.scopes:
+                logger.warning(
+                    "API key %s: the scope read opens every user's history and the metrics;"
+                    " name what it needs of %s instead",
+                    *(key.name, ", ".join(READ_SCOPES)),
+                )
 
     def admit(self, scope: Scope) -> Caller:
         """Return who asks, if the request may use a route of ``scope``.
@@ -147,10 +193,14 @@ class Access:
                 found = number
         if found < 0:
             raise ProblemError(UNAUTHENTICATED, "the API key is unknown", headers=_CHALLENGE)
-        key = self.keys[found]
-        if scope not in key.scopes:
+        if scope not in self._granted[found]:
             raise ProblemError(FORBIDDEN, f"the API key lacks the scope {scope}")
-        return Caller(found, key.name)
+        return Caller(found, self.keys[found].name)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this request needs no key: there are none, and it is of this machine."""
+        return not self.keys and _from_this_machine()
 
     def admit_user(self, token: str, user_id: str | None, now_ms: int) -> Caller:
         """Return who asks with a token, for ``user_id`` where the path names one.
@@ -160,7 +210,8 @@ class Access:
         """
         found = self.tokens.read(token, now_ms)
         if self.keys:
-            holders = {one.name: at for at, one in enumerate(self.keys) if "token" in one.scopes}
+            granted = zip(self.keys, self._granted, strict=True)
+            holders = {one.name: at for at, (one, may) in enumerate(granted) if "token" in may}
             if found.key not in holders:
                 detail = "the API key behind the token is gone"
                 raise ProblemError(UNAUTHENTICATED, detail, headers=_CHALLENGE)
@@ -175,12 +226,26 @@ class Access:
     @staticmethod
     def _neighbour() -> Caller:
         """Admit this machine, and not a page that a browser on it has from elsewhere."""
-        # A unix socket has no address.
-        address = request.environ.get("REMOTE_ADDR") or "127.0.0.1"
-        # A name that an attacker's DNS points here would pass for this machine otherwise.
-        if not _local(address) or not _local_name(request.environ.get("HTTP_HOST", "localhost")):
-            raise ProblemError(FORBIDDEN, "without API keys only this machine is served")
+        if not _from_this_machine():
+            detail = "without API keys only this machine is served, and no proxy on it"
+            raise ProblemError(FORBIDDEN, detail)
         return Caller(0, "local")
+
+
+def _from_this_machine() -> bool:
+    """Tell this machine from a page that a browser on it has from elsewhere, and from a proxy.
+
+    A proxy that adds no header cannot be told: behind one, use keys.
+    """
+    environ = request.environ
+    # A unix socket has no address.
+    if not _local(environ.get("REMOTE_ADDR") or "127.0.0.1"):
+        return False
+    # A name that an attacker's DNS points here would pass for this machine otherwise.
+    if not _local_name(environ.get("HTTP_HOST", "localhost")):
+        return False
+    # Joined, since a look at each of some thirty names took as long as all the rest here.
+    return _FORWARDED.isdisjoint(environ) and _FORWARDED_PREFIX not in " ".join(environ)
 
 
 @lru_cache(maxsize=256)

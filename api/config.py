@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from api.access import SCOPES, ApiKey, Scope, load_keys
+from api.access import READ, READ_SCOPES, SCOPES, ApiKey, Scope, load_keys
 from api.parameters import MAX_ID_LENGTH
 from api.rate_limit import Rate
 from api.shared import RATE_FILE_VARIABLE
@@ -22,10 +22,27 @@ ENV_PREFIX = "RECOMMENDER_"
 _BURST_SECONDS = 2.0
 _T = TypeVar("_T")
 
+# Field, its variable without the prefix, its kind, the least and the most that it may be.
+NUMBERS: Final[tuple[tuple[str, str, Callable[[str], float], float, float], ...]] = (
+    ("event_history_days", "EVENT_HISTORY_DAYS", int, 1, MAX_EVENT_TTL_DAYS),
+    ("retry_after_seconds", "RETRY_AFTER_SECONDS", int, 1, 3600),
+    ("catalogue_max_products", "API_CATALOGUE_MAX_PRODUCTS", int, 0, 100_000_000),
+    ("event_buffer", "API_EVENT_BUFFER", int, 1, 10_000_000),
+    ("request_seconds", "API_REQUEST_SECONDS", float, 0.05, 60),
+    ("header_seconds", "API_HEADER_SECONDS", float, 1, 600),
+    ("client_seconds", "API_CLIENT_SECONDS", float, 1, 3600),
+    ("write_timeout_seconds", "API_WRITE_TIMEOUT_SECONDS", int, 1, 60),
+    ("waiting_writes", "API_WAITING_WRITES", int, 1, 1000),
+    ("flush_seconds", "API_FLUSH_SECONDS", int, 1, 600),
+)
+_WORDS: Final[dict[Callable[[str], float], str]] = {int: "a whole number", float: "a number"}
+
 
 def _default_rates() -> dict[Scope, Rate]:
     return {
-        "read": _rate_of(5_000),
+        "lists": _rate_of(5_000),
+        "personal": _rate_of(5_000),
+        "metrics": _rate_of(20),
         "ingest": _rate_of(20_000),
         "catalogue": _rate_of(2_000),
         "erase": _rate_of(10),
@@ -48,14 +65,23 @@ class ApiConfig:
         retry_after_seconds: What a 503 tells its client to wait. RECOMMENDER_RETRY_AFTER_SECONDS.
         kafka: Where events and catalogue changes go; RECOMMENDER_KAFKA_*.
         keys: API keys, of the file RECOMMENDER_API_KEYS_FILE; none: this machine alone is served.
-        rates: Units a second of each key: requests (read, erase), events (ingest), products
-            (catalogue). RECOMMENDER_API_RATE_READ and so on; 0: no limit. Twice as many at once.
+        rates: Units a second of each key, by scope; a unit is an event (ingest), a product
+            (catalogue), else a request, and each statement beyond its first that it sends to
+            Cassandra. RECOMMENDER_API_RATE_LISTS and so on, where they are not set
+            RECOMMENDER_API_RATE_READ for lists, personal and metrics; 0: no limit. Twice as many
+            at once.
         rate_file: A file that the workers share for it; None: this process alone.
         catalogue_max_products: Products that a worker keeps in memory, for titles, stock and
             similar ones; what is beyond is read from Cassandra, and has no similar ones.
             RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS; 0: the catalogue topic is not read.
         event_buffer: Events that a worker holds until Kafka has them.
             RECOMMENDER_API_EVENT_BUFFER.
+        request_seconds: What all reads of a request together may take; None: as long as one,
+            RECOMMENDER_CASSANDRA_READ_TIMEOUT_SECONDS. RECOMMENDER_API_REQUEST_SECONDS.
+        header_seconds: What a client may take to send the head of a request.
+            RECOMMENDER_API_HEADER_SECONDS.
+        client_seconds: What it may take to send the body and to take the answer, what the
+            service takes included. RECOMMENDER_API_CLIENT_SECONDS.
         write_timeout_seconds: How long a write waits for Kafka's acknowledgement.
             RECOMMENDER_API_WRITE_TIMEOUT_SECONDS.
         waiting_writes: Writes of a worker that may wait for an acknowledgement at once; fewer
@@ -85,6 +111,9 @@ class ApiConfig:
     rate_file: str | None = None
     catalogue_max_products: int = 500_000
     event_buffer: int = 100_000
+    request_seconds: float | None = None
+    header_seconds: float = 10.0
+    client_seconds: float = 60.0
     write_timeout_seconds: int = 5
     waiting_writes: int = 2
     flush_seconds: int = 10
@@ -101,22 +130,27 @@ class ApiConfig:
         Raises:
             ValueError: A field is out of its bounds; the message names it.
         """
-        for name, least, most in (
-            ("event_history_days", 1, MAX_EVENT_TTL_DAYS),
-            ("retry_after_seconds", 1, 3600),
-            ("catalogue_max_products", 0, 100_000_000),
-            ("event_buffer", 1, 10_000_000),
-            ("write_timeout_seconds", 1, 60),
-            ("waiting_writes", 1, 1000),
-            ("flush_seconds", 1, 600),
-        ):
+        for name, _, _, least, most in NUMBERS:
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 msg = f"{name} {value}: must be {least} to {most}"
                 raise ValueError(msg)
+        if self.client_seconds < self.request_limit + self.write_timeout_seconds:
+            msg = (
+                f"client_seconds {self.client_seconds}: must be at least"
+                " request_seconds and write_timeout_seconds together"
+            )
+            raise ValueError(msg)
         if self.flink_url is not None and urlsplit(self.flink_url).scheme not in ("http", "https"):
             msg = "flink_url: must be an address such as http://jobmanager:8081"
             raise ValueError(msg)
+
+    @property
+    def request_limit(self) -> float:
+        """What all reads of a request together may take, seconds."""
+        if self.request_seconds is None:
+            return self.cassandra.read_timeout_seconds
+        return self.request_seconds
 
     @property
     def serves_shop_window(self) -> bool:
@@ -144,22 +178,17 @@ class ApiConfig:
 
         defaults = cls()
         numbers: dict[str, Any] = {
-            field_name: read(variable, int, getattr(defaults, field_name), "a whole number")
-            for field_name, variable in (
-                ("event_history_days", "EVENT_HISTORY_DAYS"),
-                ("retry_after_seconds", "RETRY_AFTER_SECONDS"),
-                ("catalogue_max_products", "API_CATALOGUE_MAX_PRODUCTS"),
-                ("event_buffer", "API_EVENT_BUFFER"),
-                ("write_timeout_seconds", "API_WRITE_TIMEOUT_SECONDS"),
-                ("waiting_writes", "API_WAITING_WRITES"),
-                ("flush_seconds", "API_FLUSH_SECONDS"),
-            )
+            name: read(variable, kind, getattr(defaults, name), _WORDS[kind])
+            for name, variable, kind, _, _ in NUMBERS
         }
         rates = dict(defaults.rates)
+        # None: not set, which keeps the default.
+        for_reads = read(f"API_RATE_{READ.upper()}", _rate, None, "a number from 0")
         for scope in SCOPES:
-            variable = f"API_RATE_{scope.upper()}"
-            per_second = read(variable, _rate, rates[scope].per_second, "a number from 0")
-            rates.pop(scope)
+            default = rates.pop(scope).per_second
+            if for_reads is not None and scope in READ_SCOPES:
+                default = for_reads
+            per_second = read(f"API_RATE_{scope.upper()}", _rate, default, "a number from 0")
             if per_second:
                 rates[scope] = _rate_of(per_second)
         keys_file = source.get(f"{ENV_PREFIX}API_KEYS_FILE")

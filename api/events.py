@@ -9,7 +9,7 @@ from flask import Blueprint, Response, g
 
 from api import problems
 from api.metrics import REFUSED
-from api.operations import Answer, Body, Operation, charge, now_ms, route
+from api.operations import Answer, Body, Operation, now_ms, route
 from api.parameters import Instant, Token, WholeNumber
 from api.problems import BodyError, InvalidParameterError, ProblemError
 from api.responses import json_response
@@ -153,7 +153,7 @@ class Taken(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     Operation(
         "A user's events",
         {200: Answer(Events, "A page of events, newest first.")},
-        scope="read",
+        scope="personal",
         query=(_LIMIT, _FROM, _TO, _PAGE),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),
@@ -200,6 +200,7 @@ def events(user_id: str) -> Response:
             decode=split,
         ),
         problems=(problems.BUFFER_FULL,),
+        units=lambda body: len(body.events),
     ),
 )
 def post_events(body: Sent) -> Response:
@@ -209,7 +210,6 @@ def post_events(body: Sent) -> Response:
     are of another user than the token. After a 503 send the events again from `resume_at` on.
     """
     given = body.events
-    charge("ingest", len(given) - 1)
     user_id: str | None = g.caller.user_id
     now = now_ms()
     good: list[tuple[int, Event]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import BoundedSemaphore
 from typing import Any
@@ -46,6 +47,8 @@ from connectors.recommendation_store import (
     LazyRecommendationStore,
     RecommendationStore,
 )
+
+logger = logging.getLogger(__name__)
 
 _BLUEPRINTS = (
     recommendations.blueprint,
@@ -124,7 +127,6 @@ def _services(
         lazy = LazyRecommendationStore(
             CassandraRecommendationStore.name,
             lambda: CassandraRecommendationStore.open(config.cassandra, role="api"),
-            # As long as a read may take, so that a request has one time limit whatever happens.
             wait_seconds=config.cassandra.read_timeout_seconds,
         )
         store = BreakerStore(lazy.name, lazy)
@@ -173,7 +175,11 @@ def _services(
 
     def stop() -> None:
         for one in stops:
-            one()
+            try:
+                one()
+            except Exception:
+                # The others are closed all the same: they flush events, and count them.
+                logger.exception("a part could not be closed")
 
     return Services(
         config=config,

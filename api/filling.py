@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from connectors.cassandra_schema import (
 )
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import RecommendationStore, StoreError
+from connectors.request_budget import is_over
 
 Source = Literal["personal", "trending_category", "trending", "newest", "catalogue", "similar"]
 
@@ -92,7 +92,6 @@ class ListBuilder:
         limit: Items at most.
         wanted: What may be shown.
         excluded: Products that may not, whatever they are.
-        seconds: How long it may be filled up; what there is then is the answer.
     """
 
     def __init__(
@@ -101,14 +100,11 @@ class ListBuilder:
         limit: int,
         wanted: Filter,
         excluded: Iterable[str] = (),
-        *,
-        seconds: float = 2.0,
     ) -> None:
         self._shelf = shelf
         self._limit = limit
         self._wanted = wanted
         self._seen = set(excluded)
-        self._deadline = time.monotonic() + seconds
         self.items: list[Item] = []
 
     @property
@@ -146,22 +142,38 @@ class ListBuilder:
                     )
                 )
 
-    def fill(self, sources: Iterable[Candidates]) -> None:
+    def fill(self, sources: Iterable[Candidates]) -> StoreError | None:
         """Take from ``sources`` in their order until there are enough, or the time is over.
 
+        A source that does not answer is left out while there is no item yet. Where none of them
+        gives one, the products in memory that fit stand in.
+
+        Returns:
+            The first failure, if a source has not answered.
+
         Raises:
-            StoreError: A store does not answer, and there is no item yet.
+            StoreError: No source answers, and nothing is in memory.
         """
+        failure: StoreError | None = None
+        answered = False
         for one in sources:
-            if self.full or (self.items and time.monotonic() > self._deadline):
-                return
+            if self.full or (self.items and is_over()):
+                return failure
             try:
                 self.add(one.source, [(*found, one.reason) for found in one.read()])
-            except StoreError:
-                if not self.items:
-                    raise
-                # A shorter list is better than none.
-                return
+            except StoreError as error:
+                failure = failure or error
+                if self.items:
+                    # A shorter list is better than none.
+                    return failure
+            else:
+                answered = True
+        if failure is not None and not self.items:
+            known = self._shelf.known(self._wanted.admits, self._limit + len(self._seen))
+            self.add("catalogue", [(product_id, 0.0, "in the catalogue") for product_id in known])
+            if not self.items and not answered:
+                raise failure
+        return failure
 
     def categories(self) -> list[str]:
         """Return the categories that are most frequent among the items so far."""

@@ -71,6 +71,8 @@ def post_worker_init(worker: Any) -> None:
     # which holds the interpreter: the two would change places twice. About 7 % of the requests.
     if hasattr(os, "SCHED_BATCH"):  # Linux; the threads to come inherit it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    config = services_of(app).config
+    worker.header_seconds, worker.client_seconds = config.header_seconds, config.client_seconds
     worker.log.info("worker %s connects to its stores", worker.pid)
     services_of(app).start()
     # What the imports made lives as long as the process: no collection walks over it again. A
@@ -90,9 +92,11 @@ def worker_exit(server: Any, worker: Any) -> None:
     services_of(app).stop()
 
 
-def child_exit(_server: Any, worker: Any) -> None:
-    """Forget the gauges of a worker that has ended."""
-    forget_worker(worker.pid)
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget the gauges of a worker that has ended, and count what died with it."""
+    lost = forget_worker(worker.pid)
+    if lost:
+        server.log.error("worker %s ended with %s events that Kafka may not have", worker.pid, lost)
 
 
 def on_exit(_server: Any) -> None:

@@ -7,17 +7,31 @@ import secrets
 
 import msgspec
 
-from api.access import KEY_PREFIX, SCOPES, ApiKey, hash_key, parse_keys
+from api.access import (
+    KEY_PREFIX,
+    READ,
+    READ_SCOPES,
+    SCOPES,
+    ApiKey,
+    hash_key,
+    parse_keys,
+    spelt_out,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a new key, which is shown this once, and the entry that goes into the file."""
     parser = argparse.ArgumentParser(prog="python -m api.keys", description=__doc__)
     parser.add_argument("name", help="whose key it is; appears in the metrics")
-    parser.add_argument("scope", nargs="+", choices=SCOPES, help="what it may do")
+    parser.add_argument(
+        "scope",
+        nargs="+",
+        choices=(*SCOPES, READ),
+        help=f"what it may do; {READ} is {', '.join(READ_SCOPES)}",
+    )
     given = parser.parse_args(arguments)
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    entry = ApiKey(given.name, hash_key(key), tuple(dict.fromkeys(given.scope)))
+    entry = ApiKey(given.name, hash_key(key), tuple(sorted(spelt_out(given.scope))))
     try:
         parse_keys(msgspec.json.encode([entry]), "the entry")
     except ValueError as error:

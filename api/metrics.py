@@ -21,8 +21,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from api.catalogue_memory import CatalogueMemory
 from api.operations import Answer, Operation, route
-from api.shared import FOLDER_VARIABLE
+from api.shared import EVENTS_METRIC, FOLDER_VARIABLE, OUTCOMES
 from connectors.event_client import Counts
+from udfs.schemas import Reason
 
 _SECONDS = Histogram(
     "recommender_api_request_seconds",
@@ -37,14 +38,17 @@ DEGRADED = Counter(
     "recommender_api_degraded", "Answers with trending products, because the list was not readable."
 )
 _EVENTS = Counter(
-    "recommender_api_events",
+    EVENTS_METRIC,
     "Events by what became of them: sent (put into the buffer), delivered, failed (Kafka refused"
     " them), lost (in the buffer when its worker ended), dropped (no room).",
     ("outcome",),
 )
+# By `udfs.schemas.Reason`. Made with all of them: a rate cannot see a counter's first value.
 REFUSED = Counter(
     "recommender_api_events_refused", "Events of requests that were refused.", ("reason",)
 )
+for _reason in Reason:
+    REFUSED.labels(_reason.value)
 _PRODUCTS = Gauge(
     "recommender_api_catalogue_products",
     "Products in a worker's memory.",
@@ -85,7 +89,7 @@ class Watch:
     def __call__(self) -> None:
         """Add what is new since the last call."""
         counts, last = self._events.counts, self._last
-        for outcome in ("sent", "delivered", "failed", "lost", "dropped"):
+        for outcome in OUTCOMES:
             # `sent` is taken back where the producer refuses; a counter cannot go down.
             new = getattr(counts, outcome) - getattr(last, outcome)
             _EVENTS.labels(outcome).inc(max(0, new))
@@ -109,7 +113,7 @@ def register(app: Flask) -> None:
     Operation(
         "Metrics for Prometheus",
         {200: Answer(str, "The text format of Prometheus.", mimetype="text/plain")},
-        scope="read",
+        scope="metrics",
     ),
 )
 def metrics() -> Response:

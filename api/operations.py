@@ -25,6 +25,7 @@ from api.access import Caller, Scope
 from api.parameters import Parameter
 from api.problems import Kind, ProblemError
 from api.services import services
+from connectors import request_budget
 
 View = Callable[..., Response]
 _ATTRIBUTE: Final = "recommender_operation"
@@ -83,12 +84,20 @@ class Body:
             raise ProblemError(problems.INVALID_BODY, str(error)[:500]) from error
 
 
+def _one(_body: Any) -> int:
+    return 1
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What the description says of one route.
+    """What the description says of one route; ``scope`` None: open to everyone.
 
-    ``scope`` None: open to everyone. ``browser``: pages of the allowed origins may ask, with a
-    token of the user that the path or the body names (`api.browser`).
+    ``browser``: pages of the allowed origins may ask, with a token of the user that the path or
+    the body names (`api.browser`).
+
+    A request of a scope has one time limit for all that it reads. It costs units of its caller's
+    rate: one, or what ``units`` says of its body, and one more for each statement beyond the
+    first that it sent to a store.
     """
 
     summary: str
@@ -98,6 +107,7 @@ class Operation:
     query: Sequence[Parameter] = ()
     body: Body | None = None
     problems: Sequence[Kind] = ()
+    units: Callable[[Any], int] = _one
 
     @property
     def all_problems(self) -> list[Kind]:
@@ -129,24 +139,50 @@ def route(
         # path (DELETE /v1/users/u1/events) is not taken for an id.
         last = rule.rpartition(":")[2].rstrip(">") if rule.endswith(">") else None
 
-        @functools.wraps(view)
-        def checked(**path: str) -> Response:
-            if scope is not None:
-                token = browser.presented_token() if operation.browser else None
-                access = services().access
-                if token is None:
-                    g.caller = access.admit(scope)
-                else:
-                    g.caller = access.admit_user(token, path.get("user_id"), now_ms())
-                charge(scope, 1)
+        def arguments(path: dict[str, Any]) -> dict[str, Any]:
+            """What the view gets, checked."""
             for name, value in path.items():
                 parameters.identifier("id" if name.endswith("_id") else name, value)
             if last is not None and "/" in path[last] and not _is_one_segment(rule):
                 raise ProblemError(problems.NOT_FOUND, "there is no such path")
             parameters.only(query)
             if body is None:
-                return view(**path)
-            return view(**path, body=body.read(beacon=operation.browser))
+                return path
+            return {**path, "body": body.read(beacon=operation.browser)}
+
+        def admitted(scope: Scope, path: dict[str, Any]) -> Caller:
+            """Who asks: with a key, or with a token of one user."""
+            presented = browser.presented_token() if operation.browser else None
+            access = services().access
+            if presented is None:
+                return access.admit(scope)
+            return access.admit_user(presented, path.get("user_id"), now_ms())
+
+        @functools.wraps(view)
+        def checked(**path: str) -> Response:
+            if scope is None:
+                return view(**arguments(path))
+            parts = services()
+            g.caller = caller = admitted(scope, path)
+            budget, token = request_budget.begin(parts.config.request_limit)
+            try:
+                if body is None:
+                    charge(scope, 1)
+                    return view(**arguments(path))
+                # What it costs stands in its body: above the limit that need not be read.
+                _refuse(scope, parts.limiter.exhausted(caller.key, scope))
+                try:
+                    given = arguments(path)
+                except ProblemError:
+                    parts.limiter.owe(caller.key, scope, 1)
+                    raise
+                charge(scope, operation.units(given["body"]))
+                return view(**given)
+            finally:
+                request_budget.end(token)
+                # What was read is paid for afterwards, since nobody knows before.
+                if budget.reads > 1:
+                    parts.limiter.owe(caller.key, scope, budget.reads - 1)
 
         setattr(checked, _ATTRIBUTE, operation)
         blueprint.add_url_rule(rule, view.__name__, checked, methods=[method])
@@ -161,13 +197,16 @@ def _is_one_segment(rule: str) -> bool:
 
 
 def charge(scope: Scope, units: int) -> None:
-    """Take ``units`` of the caller's limit; the route has taken the first.
+    """Take all ``units`` of this request of the caller's limit, at once.
 
     Raises:
-        ProblemError: They are above the limit.
+        ProblemError: They are above the limit; none was taken.
     """
     caller: Caller = g.caller
-    wait = services().limiter.take(caller.key, scope, units)
+    _refuse(scope, services().limiter.take(caller.key, scope, units))
+
+
+def _refuse(scope: Scope, wait: float) -> None:
     if wait:
         detail = f"above the rate limit of the scope {scope}"
         raise ProblemError(

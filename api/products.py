@@ -11,7 +11,7 @@ from flask import Blueprint, Response
 from api import problems
 from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
-from api.operations import Answer, Body, Operation, charge, route
+from api.operations import Answer, Body, Operation, route
 from api.problems import BodyError, InvalidParameterError, Kind, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
@@ -149,7 +149,7 @@ _READ_PROBLEMS: Final = (
     Operation(
         "A product",
         {200: Answer(ShownProduct, "The product.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         problems=_READ_PROBLEMS,
     ),
 )
@@ -216,6 +216,7 @@ def delete_product(product_id: str) -> Response:
         scope="catalogue",
         body=Body(Bulk, max_bytes=MAX_BULK_BYTES, meaning=f"Up to {MAX_PRODUCTS} products."),
         problems=WRITE_PROBLEMS,
+        units=lambda body: len(body.products),
     ),
 )
 def bulk(body: Bulk) -> Response:
@@ -223,7 +224,6 @@ def bulk(body: Bulk) -> Response:
 
     After a 503 some of them may have been written: send them all again.
     """
-    charge("catalogue", len(body.products) - 1)
     return json_response(Accepted(send(_topic(), lambda: _records(body))), 202)
 
 
@@ -234,7 +234,7 @@ def bulk(body: Bulk) -> Response:
     Operation(
         "Similar products",
         {200: Answer(Similar, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(LIMIT,),
         problems=(*_READ_PROBLEMS, SIMILAR_UNAVAILABLE),
     ),

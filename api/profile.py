@@ -86,7 +86,7 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "What is believed of a user",
         {200: Answer(Profile, "The profile; empty for an unknown user.")},
-        scope="read",
+        scope="personal",
         query=(_LIMIT,),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),

@@ -104,21 +104,59 @@ class RateLimiter:
                 return 0.0
             return self._take_shared(slot, rate, units, now)
 
-    def _take_shared(self, slot: int, rate: Rate, units: int, now: float) -> float:
-        at = slot * _TIME.size
-        cost = units / rate.per_second
-        # How far ahead of now the bucket may be promised before this request is.
-        room = max(0.0, (rate.burst - units) / rate.per_second)
+    def exhausted(self, key: int, scope: Scope) -> float:
+        """Tell whether not even one unit could be taken; none is.
+
+        Returns:
+            0 where one could, else the seconds after which as many as anybody asks for could be.
+        """
+        rate = self._rates.get(scope)
+        if rate is None:
+            return 0.0
+        slot = key * len(SCOPES) + SCOPES.index(scope)
+        with self._lock:
+            now = self._clock()
+            left, until = self._leases.get(slot, (0, 0.0))
+            if (left >= 1 and now < until) or not self._wait_shared(slot, rate, 1, now):
+                return 0.0
+            return self._full_at(slot, now) - now
+
+    def owe(self, key: int, scope: Scope, units: int) -> None:
+        """Take ``units`` that are used already: what they are above the limit is paid off first."""
+        rate = self._rates.get(scope)
+        if rate is None:
+            return
+        slot = key * len(SCOPES) + SCOPES.index(scope)
+        with self._lock:
+            now = self._clock()
+            left, until = self._leases.get(slot, (0, 0.0))
+            leased = min(left, units) if now < until else 0
+            if leased:
+                self._leases[slot] = (left - leased, until)
+            if units > leased:
+                self._take_shared(slot, rate, units - leased, now, whatever=True)
+
+    def _take_shared(
+        self, slot: int, rate: Rate, units: int, now: float, *, whatever: bool = False
+    ) -> float:
         fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
         try:
-            full_at = max(now, _TIME.unpack_from(self._shared, at)[0])
-            wait = float(full_at - now - room)
-            if wait > _ROUNDING:
-                return wait
-            _TIME.pack_into(self._shared, at, full_at + cost)
-            return 0.0
+            wait = 0.0 if whatever else self._wait_shared(slot, rate, units, now)
+            if wait == 0:
+                full_at = self._full_at(slot, now) + units / rate.per_second
+                _TIME.pack_into(self._shared, slot * _TIME.size, full_at)
+            return wait
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def _wait_shared(self, slot: int, rate: Rate, units: int, now: float) -> float:
+        # How far ahead of now the bucket may be promised before this request is.
+        room = max(0.0, (rate.burst - units) / rate.per_second)
+        wait = self._full_at(slot, now) - now - room
+        return wait if wait > _ROUNDING else 0.0
+
+    def _full_at(self, slot: int, now: float) -> float:
+        return max(now, float(_TIME.unpack_from(self._shared, slot * _TIME.size)[0]))
 
     def close(self) -> None:
         """Let go of the file; the limiter can no longer be used."""

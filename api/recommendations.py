@@ -48,8 +48,8 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     ``source`` is "personal" where the user has a list that shows something, "fallback" where all
     items come from elsewhere, "none" where there is nothing at all to show. ``event_ts`` is the
     time of the newest event that the list knows of, ``generated_at`` that of its making, and
-    ``freshness_ms`` lies between the two. ``degraded`` says that the list could not be read,
-    ``variant`` names the setting that made it where several are compared.
+    ``freshness_ms`` lies between the two. ``degraded`` says that the list could not be read, or
+    that there is nothing to show while a store does not answer; ``variant`` names the setting that made it where several are compared.
     """
 
     user_id: str
@@ -70,7 +70,7 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "A user's recommendations",
         {200: Answer(Recommendations, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         browser=True,
         query=(LIMIT, CATEGORY, MIN_PRICE, MAX_PRICE),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
@@ -82,7 +82,7 @@ def recommendations(user_id: str) -> Response:
     What is deleted, out of stock, bought or disliked is left out. The list is filled up from the
     trending products of its categories, then of all, then the newest, then the catalogue, so that
     it is full wherever enough products exist. While the store does not answer, the last known
-    trending products stand in.
+    trending products stand in, or the products in memory, as far as they fit the filter.
     """
     limit = LIMIT.read()
     wanted = read_filter()
@@ -94,27 +94,25 @@ def recommendations(user_id: str) -> Response:
     except StoreError as error:
         degraded = error
     excluded = found.excluded if found is not None else ()
-    builder = ListBuilder(
-        parts.shelf,
-        limit,
-        wanted,
-        excluded,
-        seconds=parts.config.cassandra.read_timeout_seconds,
-    )
-    try:
-        if found is not None:
+    builder = ListBuilder(parts.shelf, limit, wanted, excluded)
+    if found is not None:
+        try:
             builder.add("personal", found.items)
-        personal = bool(builder.items)
-        if not builder.full:
-            needed = limit + len(excluded)
-            categories = builder.categories()
-            builder.fill(fallbacks(parts.shelf, parts.store, wanted, needed, categories))
-    except StoreError as error:
-        # The first failure says more than what followed from it.
-        raise degraded or error from error
-    if degraded is not None:
+        except StoreError as error:
+            # Of none of its first products is anything known.
+            degraded = error
+    personal = bool(builder.items)
+    if not builder.full:
+        needed = limit + len(excluded)
+        sources = fallbacks(parts.shelf, parts.store, wanted, needed, builder.categories())
+        try:
+            failure = builder.fill(sources)
+        except StoreError as error:
+            # The first failure says more than what followed from it.
+            raise degraded or error from error
         if not builder.items:
-            raise degraded
+            degraded = degraded or failure
+    if degraded is not None:
         DEGRADED.inc()
         logger.warning("request %s: trending instead of a list: %s", request_id(), degraded)
     answer = Recommendations(

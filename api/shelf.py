@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from api.catalogue_memory import CatalogueMemory
@@ -30,6 +31,8 @@ PRODUCT_SECONDS: Final = 2.0
 TRENDING_SECONDS: Final = 5.0
 _MAX_CACHED_PRODUCTS: Final = 50_000
 _MAX_CACHED_LISTS: Final = 2_000
+# Products that are looked at for a filter while the store is away: a few milliseconds.
+_MAX_SCANNED: Final = 50_000
 
 
 class _Cache(Generic[_K, _V]):
@@ -47,6 +50,11 @@ class _Cache(Generic[_K, _V]):
         if found is None or self._clock() - found[0] > max_age:
             return None
         return (found[1],)
+
+    def last(self, most: int) -> list[_V]:
+        """Return the values of the ``most`` keys that were put first, however old."""
+        with self._lock:
+            return [value for _, value in islice(self._values.values(), most)]
 
     def put(self, key: _K, value: _V) -> None:
         """Keep a value."""
@@ -145,6 +153,15 @@ class Shelf:
             return last[0]
         self._trending.put(scope, found)
         return found
+
+    def known(self, admits: Callable[[ProductRow], bool], most: int) -> list[str]:
+        """Return ids of ``most`` products in memory that ``admits`` lets through; none is asked."""
+        rows: list[ProductRow | None] = self._products.last(_MAX_SCANNED)
+        if self._memory is not None and self._memory.rows:
+            # In one step, since another thread changes them.
+            rows = list(islice(self._memory.rows.values(), _MAX_SCANNED))
+        fitting = (row.product_id for row in rows if row is not None and admits(row))
+        return list(islice(fitting, most))
 
     def warm(self) -> None:
         """Keep the lists that stand in for all others known, so that an outage finds them here."""

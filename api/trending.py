@@ -14,6 +14,7 @@ from api.recommendations import CACHE_HEADERS, CATEGORY, LIMIT, UNCHANGED
 from api.responses import cacheable
 from api.services import services
 from connectors.cassandra_schema import ALL_SCOPE, category_scope
+from connectors.recommendation_store import StoreError
 
 CACHE_SECONDS: Final = 5
 
@@ -35,7 +36,7 @@ class Trending(msgspec.Struct, frozen=True, gc=False):
     Operation(
         "Trending products",
         {200: Answer(Trending, "The list.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(LIMIT, CATEGORY),
         problems=(problems.STORE_UNAVAILABLE, problems.STORE_TIMEOUT),
     ),
@@ -43,16 +44,19 @@ class Trending(msgspec.Struct, frozen=True, gc=False):
 def trending() -> Response:
     """Answer with the trending products that are in stock, filled up with the newest.
 
-    While the store does not answer, the last known list stands in.
+    While the store does not answer, the last known list stands in, or the products in memory, as
+    far as they are of the category.
     """
     limit = LIMIT.read()
     category = CATEGORY.read()
     parts = services()
     wanted = Filter(category)
-    builder = ListBuilder(
-        parts.shelf, limit, wanted, seconds=parts.config.cassandra.read_timeout_seconds
-    )
+    builder = ListBuilder(parts.shelf, limit, wanted)
     builder.fill(fallbacks(parts.shelf, parts.store, wanted, limit))
-    found = parts.shelf.trending(ALL_SCOPE if category is None else category_scope(category))
+    try:
+        found = parts.shelf.trending(ALL_SCOPE if category is None else category_scope(category))
+    except StoreError:
+        # The items are not of this list then.
+        found = None
     answer = Trending(category, builder.items, None if found is None else found.generated_at)
     return cacheable(answer, seconds=CACHE_SECONDS)

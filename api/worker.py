@@ -12,22 +12,31 @@ than four beside four. So a worker with connections lets one with fewer go first
 At each system call a thread gives the interpreter away and has to wait for it again. So an
 answer's head and body leave together, a socket that blocks is not told to, and a request without
 a body is not searched for the rest of it.
+
+A thread belongs to a client from the first byte of a request to the last of its answer, and gunicorn
+sets no limit to either. Here a connection is shut down whose client does not send a request's head
+in time, or whose request and answer together take too long; the thread then sees an end. A look
+once a second by the main thread, and not a time limit of the socket: that would be for each of the
+client's bytes anew, and a system call more for each request.
 """
 
 from __future__ import annotations
 
 import select
+import socket
 import time
 from typing import Any, Final
 
 from gunicorn.http.body import LengthReader
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 # How long a thread waits at its connection before it gives it back, seconds. Its clients are
 # services that ask again at once; a browser's connection is for gunicorn's poller.
 STAY_SECONDS: Final = 0.5
 # How soon a waiting thread sees that it is needed elsewhere, or that the worker stops, seconds.
 LOOK_SECONDS: Final = 0.02
+# How long a thread waits for the first byte of a new connection, seconds; the poller waits longer.
+FIRST_BYTE_SECONDS: Final = 0.1
 # How long a worker lets others go first for each connection that it has, and at most, seconds.
 YIELD_SECONDS: Final = 0.0005
 MAX_YIELD_SECONDS: Final = 0.005
@@ -43,6 +52,11 @@ class SparingSocket:
         self._sock = sock
         self._head: bytes | None = None
         self._is_first = True
+
+    @property
+    def plain(self) -> Any:
+        """The socket itself."""
+        return self._sock
 
     def begin(self) -> None:
         """Expect an answer's head."""
@@ -73,8 +87,56 @@ class SparingSocket:
         return getattr(self._sock, name)
 
 
+def _plain(sock: Any) -> Any:
+    """Return the socket behind a `SparingSocket`; with none, what was given."""
+    return sock.plain if isinstance(sock, SparingSocket) else sock
+
+
 class StayingThreadWorker(ThreadWorker):
-    """A `gthread` worker; see the module's docstring."""
+    """A `gthread` worker; see the module's docstring.
+
+    Attributes:
+        header_seconds: What a client may take to send the head of a request.
+        client_seconds: What it may take from there to the last byte of the answer.
+    """
+
+    header_seconds = 10.0
+    client_seconds = 60.0
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        # Connection that a thread is busy with -> until when it may be.
+        self._until: dict[Any, float] = {}
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close what was kept for too long; called in each turn of the main loop, at least 1/s."""
+        super().murder_keepalived(force)
+        now = time.monotonic()
+        # In one step, since threads come and go.
+        for conn, until in list(self._until.items()):
+            if until < now and not conn.is_http2 and self._until.pop(conn, None) is not None:
+                self.log.debug("a client was too slow; its connection is closed")
+                try:
+                    # The socket itself: TLS would wait for the client.
+                    socket.socket.shutdown(_plain(conn.sock), socket.SHUT_RDWR)
+                except OSError:
+                    # It has gone meanwhile.
+                    continue
+
+    def _handle(self, conn: Any) -> Any:
+        """Handle one request as gunicorn does, within the time limits.
+
+        Returns:
+            What gunicorn's own method returns.
+        """
+        if not conn.initialized and not conn.wait_for_data(FIRST_BYTE_SECONDS):
+            # gunicorn would wait for five seconds before it gives the connection to the poller.
+            return _DEFER
+        self._until[conn] = time.monotonic() + self.header_seconds
+        try:
+            return super().handle(conn)
+        finally:
+            self._until.pop(conn, None)
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, if no worker with fewer has meanwhile."""
@@ -88,7 +150,7 @@ class StayingThreadWorker(ThreadWorker):
         Returns:
             What gunicorn's own method returns for the last of them.
         """
-        result = super().handle(conn)
+        result = self._handle(conn)
         # True: the connection is kept. Anything else is gunicorn's business. HTTP/2 has loops of
         # its own, and TLS may hold decrypted bytes that no poll shows.
         if result is not True or conn.is_http2 or self.cfg.is_ssl:
@@ -97,7 +159,7 @@ class StayingThreadWorker(ThreadWorker):
         conn.sock = SparingSocket(plain)
         try:
             while result is True and self._next_comes(conn):
-                result = super().handle(conn)
+                result = self._handle(conn)
         finally:
             conn.sock = plain
         return result
@@ -108,6 +170,8 @@ class StayingThreadWorker(ThreadWorker):
         Returns:
             What gunicorn's own method returns.
         """
+        # It has begun by now, whatever is left of it.
+        self._until[conn] = time.monotonic() + self.client_seconds
         sock = conn.sock
         conn.sock = sparing = sock if isinstance(sock, SparingSocket) else SparingSocket(sock)
         sparing.begin()

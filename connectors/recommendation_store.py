@@ -34,6 +34,7 @@ from connectors.cassandra_session import (
 )
 from connectors.fast_reads import decode_here
 from connectors.product_rows import ProductRow
+from connectors.request_budget import count_reads, time_limit
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +267,8 @@ class CassandraRecommendationStore:
     Args:
         session: A session of `cassandra_session.connect`.
         keyspace: Lower-case CQL identifier.
-        timeout_seconds: Of one call of a method, however many partitions it reads.
+        timeout_seconds: Of one call of a method, however many partitions it reads; less where
+            the request has less left (`connectors.request_budget`).
         max_days: Days that one call of `events` reads at most, from 1.
         cluster: What `close` shuts down; None: the caller's business.
 
@@ -422,7 +424,7 @@ class CassandraRecommendationStore:
     ) -> EventPage:
         """See `RecommendationStore.events`; reads at most ``max_days`` days."""
         check_range(start, end, limit)
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + time_limit(self._timeout)
         # One more than asked for tells whether there is a next page.
         wanted = limit + 1
         found: list[StoredEvent] = []
@@ -462,12 +464,13 @@ class CassandraRecommendationStore:
     def _read(
         self, prepared: Any, values: tuple[Any, ...], profile: str = READ_PROFILE
     ) -> list[Any]:
+        count_reads()
         try:
             return _rows(
                 self._session.execute_async(
                     prepared, values, timeout=None, execution_profile=profile
                 ),
-                self._timeout,
+                time_limit(self._timeout),
             )
         except RequestValidationException:
             # A table has been dropped or a permission withdrawn: no time limit helps.
@@ -481,7 +484,8 @@ class CassandraRecommendationStore:
         """Run ``reads`` at once and return their events in the order of ``reads``."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise StoreTimeout(self.name, f"the days were not read within {self._timeout} s")
+            raise StoreTimeout(self.name, "the days were not read in time")
+        count_reads(len(reads))
         events: list[StoredEvent] = []
         try:
             futures = [
@@ -595,7 +599,7 @@ class LazyRecommendationStore:
         if store is not None:
             return store
         self.start()
-        self._tried.wait(self._wait)
+        self._tried.wait(time_limit(self._wait))
         store = self._store
         if store is None:
             raise StoreUnavailable(self.name, self._reason)

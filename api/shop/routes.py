@@ -169,10 +169,10 @@ def window_file(file: str) -> Response:
 )
 def settings() -> Response:
     """Answer with the users that the page offers, and whether it needs an API key."""
-    config = services().config
-    # Who a key is needed of gets no ids before.
-    users = () if config.keys else config.shop_users
-    return json_response(Settings(users, bool(config.keys)))
+    parts = services()
+    # Who a key is needed of gets no ids before, nor does whoever comes through a proxy.
+    users = parts.config.shop_users if parts.access.is_open else ()
+    return json_response(Settings(users, bool(parts.config.keys)))
 
 
 @route(
@@ -182,7 +182,7 @@ def settings() -> Response:
     Operation(
         "Products on the shop window's shelves",
         {200: Answer(ShopProducts, "The products.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         query=(_QUERY, CATEGORY, _STOCK, _ORDER, _LIMIT),
         problems=(CATALOGUE_UNAVAILABLE,),
     ),
@@ -223,7 +223,7 @@ def shop_products() -> Response:
     Operation(
         "Categories on the shop window's shelves",
         {200: Answer(Categories, "The categories.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         problems=(CATALOGUE_UNAVAILABLE,),
     ),
 )
@@ -240,7 +240,7 @@ def categories() -> Response:
     Operation(
         "The products on a plane",
         {200: Answer(ProductMap, "The map.", CACHE_HEADERS), 304: UNCHANGED},
-        scope="read",
+        scope="lists",
         problems=(CATALOGUE_UNAVAILABLE,),
     ),
 )
@@ -261,7 +261,7 @@ def product_map() -> Response:
     Operation(
         "Where a user is among the products",
         {200: Answer(UserVector, "The user's vector.")},
-        scope="read",
+        scope="personal",
         problems=(
             CATALOGUE_UNAVAILABLE,
             problems.STORE_UNAVAILABLE,
@@ -306,7 +306,7 @@ def user_vector(user_id: str) -> Response:
     Operation(
         "Live figures of the pipeline",
         {200: Answer(Live, "The figures.")},
-        scope="read",
+        scope="lists",
         query=(_SINCE,),
     ),
 )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
 from connectors.product_rows import ProductRow
+from connectors.request_budget import count_reads
 from connectors.recommendation_store import (
     DEFAULT_MAX_DAYS,
+    MS_A_DAY,
     Erasure,
     EventCursor,
     EventPage,
@@ -105,7 +107,10 @@ class InMemoryRecommendationStore:
         self.ping()
         check_range(start, end, limit)
         cursor = EventCursor(end) if page is None else EventCursor.from_token(page)
-        lowest = window_start(start, min(end, cursor.ts), self._max_days)
+        upper = min(end, cursor.ts)
+        lowest = window_start(start, upper, self._max_days)
+        # A day a statement, as long as the page is not full; the first was counted above.
+        days = max(1, day_of_ms(upper - 1) - day_of_ms(lowest) + 1)
         found = sorted(
             (
                 event
@@ -114,15 +119,24 @@ class InMemoryRecommendationStore:
             ),
             key=lambda event: (-event.ts, event.event_id),
         )
+        if len(found) > limit:
+            days = day_of_ms(upper - 1) - day_of_ms(found[limit].ts) + 1
+        count_reads(days - 1)
         return cut_page(found[: limit + 1], limit, start=start, lowest=lowest)
 
     def ping(self) -> None:
         self.reads += 1
+        count_reads()
         if self.failure is not None:
             raise self.failure
 
     def close(self) -> None:
         self.closed = True
+
+
+def day_of_ms(ts: int) -> int:
+    """The number of the UTC day of a time."""
+    return ts // MS_A_DAY
 
 
 def _follows(event: StoredEvent, cursor: EventCursor) -> bool:

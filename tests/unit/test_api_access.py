@@ -13,14 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import keys as keys_command
-from api.access import Access, ApiKey, check_binds, hash_key, load_keys, parse_keys
+from api.access import (
+    READ_SCOPES,
+    SCOPES,
+    Access,
+    ApiKey,
+    Scope,
+    check_binds,
+    hash_key,
+    load_keys,
+    parse_keys,
+)
 from api.config import ApiConfig
 from api.rate_limit import LEASE_SECONDS, LEASE_SHARE, Rate, RateLimiter
 from tests.unit.api_doubles import Shop
 from tests.unit.test_api_routes import assert_problem
 
+SCOPED = {scope: f"rk_{scope}" for scope in SCOPES}
 READ, ALL = "rk_read", "rk_all"
 KEYS = (
+    *(ApiKey(scope, hash_key(key), (scope,)) for scope, key in SCOPED.items()),
     ApiKey("reader", hash_key(READ), ("read",)),
     ApiKey("all", hash_key(ALL), ("read", "ingest", "catalogue", "erase", "token")),
 )
@@ -36,13 +48,13 @@ def shop() -> Shop:
 
 
 ROUTES: list[tuple[str, str, str]] = [
-    ("GET", "/v1/users/u/recommendations", "read"),
-    ("GET", "/v1/users/u/events", "read"),
-    ("GET", "/v1/users/u/profile", "read"),
-    ("GET", "/v1/trending", "read"),
-    ("GET", "/v1/products/p", "read"),
-    ("GET", "/v1/products/p/similar", "read"),
-    ("GET", "/metrics", "read"),
+    ("GET", "/v1/users/u/recommendations", "lists"),
+    ("GET", "/v1/users/u/events", "personal"),
+    ("GET", "/v1/users/u/profile", "personal"),
+    ("GET", "/v1/trending", "lists"),
+    ("GET", "/v1/products/p", "lists"),
+    ("GET", "/v1/products/p/similar", "lists"),
+    ("GET", "/metrics", "metrics"),
     ("POST", "/v1/events", "ingest"),
     ("PUT", "/v1/products/p", "catalogue"),
     ("DELETE", "/v1/products/p", "catalogue"),
@@ -56,7 +68,7 @@ ROUTES: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_route_needs_a_key_with_its_scope(shop: Shop, method: str, path: str, scope: str) -> None:
+def test_route_needs_a_key_with_its_scope(shop: Shop, method: str, path: str, scope: Scope) -> None:
     def ask(headers: dict[str, str]) -> Any:
         return shop.client.open(path, method=method, headers=headers)
 
@@ -64,12 +76,37 @@ def test_route_needs_a_key_with_its_scope(shop: Shop, method: str, path: str, sc
         response = ask(headers)
         assert_problem(response, 401)
         assert response.headers["WWW-Authenticate"].startswith("Bearer")
-    if scope != "read":
-        assert_problem(ask(bearer(READ)), 403)
-    else:
+    for other, key in SCOPED.items():
+        response = ask(bearer(key))
+        if other == scope:
+            assert response.status_code not in (401, 403)
+        else:
+            assert_problem(response, 403)
+    # A key of a file from before the scopes for reading were told apart.
+    if scope in READ_SCOPES:
         assert ask(bearer(READ)).status_code not in (401, 403)
+    else:
+        assert_problem(ask(bearer(READ)), 403)
     assert ask(bearer(ALL)).status_code not in (401, 403)
     assert not shop.records.sent or scope in ("catalogue", "erase")
+
+
+def test_a_key_for_lists_opens_nobodys_history_in_the_shop_window_either() -> None:
+    shop = Shop(ApiConfig(keys=KEYS, shop_window=True, shop_users=("u",)))
+    path = "/shop/users/u/vector"
+    assert_problem(shop.client.get(path, headers=bearer(SCOPED["lists"])), 403)
+    assert shop.client.get(path, headers=bearer(SCOPED["personal"])).status_code == 503
+    assert shop.client.get("/shop/live", headers=bearer(SCOPED["lists"])).status_code == 200
+
+
+def test_an_old_key_that_opens_all_that_is_read_is_warned_of_by_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Access(KEYS)
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 2
+    assert "API key reader" in warned[0]
+    assert hash_key(READ) not in caplog.text
 
 
 def test_every_route_with_a_scope_is_listed_above(shop: Shop) -> None:
@@ -109,6 +146,38 @@ def test_without_keys_only_this_machine_is_served(address: str, host: str, statu
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        "X-Forwarded-For: 203.0.113.7",
+        "X-Forwarded-Host: shop.example",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-Anything: x",
+        "Forwarded: for=203.0.113.7",
+        "Via: 1.1 vegur",
+        "X-Real-IP: 203.0.113.7",
+        "X-Client-IP: 203.0.113.7",
+        "X-Original-URL: /",
+        "CF-Connecting-IP: 203.0.113.7",
+        "True-Client-IP: 203.0.113.7",
+        "X-Envoy-External-Address: 203.0.113.7",
+    ],
+)
+def test_without_keys_a_proxy_on_this_machine_is_not_this_machine(header: str) -> None:
+    headers = dict([header.split(": ")])
+    open_shop = Shop(ApiConfig(shop_users=("u1",)))
+    for path in ("/v1/users/u1/profile", "/v1/trending", "/metrics", "/shop/live"):
+        assert_problem(open_shop.client.get(path, headers=headers), 403)
+    assert open_shop.client.get("/v1/users/u1/profile").status_code == 200
+    # Open to everyone, but who the users are is for this machine.
+    assert open_shop.get("/shop/settings", headers=headers)["users"] == []
+    assert open_shop.get("/shop/settings")["users"] == ["u1"]
+    # With keys a proxy in front is the usual way.
+    secured = Shop(ApiConfig(keys=KEYS))
+    response = secured.client.get("/v1/trending", headers={**headers, **bearer(ALL)})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
     ("bind", "local"),
     [
         ("127.0.0.1:80", True),
@@ -144,7 +213,7 @@ def test_command_makes_a_key_that_its_entry_admits(
     file = tmp_path / "keys.json"
     file.write_text(f"[{entry[0]}]")
     (loaded,) = load_keys(file)
-    assert loaded == ApiKey("shop", hash_key(key[0]), ("ingest", "read"))
+    assert loaded == ApiKey("shop", hash_key(key[0]), ("ingest", "lists", "metrics", "personal"))
     assert key[0] not in repr(Access((loaded,)))
 
 
@@ -175,19 +244,19 @@ def test_missing_keys_file_ends_the_start() -> None:
 class TestRateLimit:
     def limiter(self, rate: Rate, keys: int = 1) -> RateLimiter:
         self.now = 100.0
-        return RateLimiter({"read": rate}, keys, clock=lambda: self.now)
+        return RateLimiter({"lists": rate}, keys, clock=lambda: self.now)
 
     def test_burst_then_the_rate(self) -> None:
         limiter = self.limiter(Rate(10, 3))
-        assert [limiter.take(0, "read") for _ in range(4)] == [0, 0, 0, pytest.approx(0.1)]
+        assert [limiter.take(0, "lists") for _ in range(4)] == [0, 0, 0, pytest.approx(0.1)]
         self.now += 0.1
-        assert [bool(limiter.take(0, "read")) for _ in range(2)] == [False, True]
+        assert [bool(limiter.take(0, "lists")) for _ in range(2)] == [False, True]
 
     def test_keys_and_scopes_have_limits_of_their_own(self) -> None:
         limiter = self.limiter(Rate(1, 1), keys=2)
-        assert limiter.take(0, "read") == 0
-        assert limiter.take(0, "read") > 0
-        assert limiter.take(1, "read") == 0
+        assert limiter.take(0, "lists") == 0
+        assert limiter.take(0, "lists") > 0
+        assert limiter.take(1, "lists") == 0
         assert [limiter.take(0, "ingest") for _ in range(9)] == [0] * 9
 
     @given(
@@ -202,7 +271,7 @@ class TestRateLimit:
         taken: list[tuple[float, int]] = []
         for pause, units in steps:
             self.now += pause
-            if limiter.take(0, "read", units) == 0:
+            if limiter.take(0, "lists", units) == 0:
                 taken.append((self.now, units))
         # A request above the burst is paid off afterwards, so it may stand alone at the end.
         for first in range(len(taken)):
@@ -215,10 +284,10 @@ class TestRateLimit:
     def test_waiting_as_told_is_enough(self) -> None:
         limiter = self.limiter(Rate(7, 5))
         for units in (5, 3, 9, 1, 5):
-            wait = limiter.take(0, "read", units)
+            wait = limiter.take(0, "lists", units)
             self.now += wait
             if wait:
-                assert limiter.take(0, "read", units) == 0
+                assert limiter.take(0, "lists", units) == 0
 
     def test_what_is_taken_ahead_counts_for_all_and_not_for_long(self, tmp_path: Path) -> None:
         self.now = 100.0
@@ -226,17 +295,17 @@ class TestRateLimit:
         file.touch()
         rate = Rate(1 / LEASE_SHARE * 10, 10)
         one, two = (
-            RateLimiter({"read": rate}, 1, str(file), clock=lambda: self.now) for _ in range(2)
+            RateLimiter({"lists": rate}, 1, str(file), clock=lambda: self.now) for _ in range(2)
         )
-        assert one.take(0, "read") == 0
-        assert two.take(0, "read") > 0
-        assert [one.take(0, "read") for _ in range(9)] == [0] * 9
-        assert one.take(0, "read") > 0
+        assert one.take(0, "lists") == 0
+        assert two.take(0, "lists") > 0
+        assert [one.take(0, "lists") for _ in range(9)] == [0] * 9
+        assert one.take(0, "lists") > 0
         self.now += 1
-        assert one.take(0, "read") == 0
+        assert one.take(0, "lists") == 0
         self.now += LEASE_SECONDS
-        assert two.take(0, "read") == 0
-        assert one.take(0, "read") > 0
+        assert two.take(0, "lists") == 0
+        assert one.take(0, "lists") > 0
 
     def test_limit_holds_over_processes(self, tmp_path: Path) -> None:
         file = tmp_path / "rates"
@@ -253,21 +322,35 @@ class TestRateLimit:
         assert shop.client.post("/v1/events", json=[click] * 8).status_code == 202
         response = shop.client.post("/v1/events", json=[click] * 5)
         assert_problem(response, 429)
-        assert 1 <= int(response.headers["Retry-After"]) <= 4
+        assert 1 <= int(response.headers["Retry-After"]) <= 3
         assert len(shop.events.taken) == 8
         assert shop.client.get("/v1/trending").status_code == 200
 
 
 def _take_some(path: str) -> int:
-    limiter = RateLimiter({"read": Rate(0.001, 1000)}, 1, path)
-    return sum(limiter.take(0, "read") == 0 for _ in range(700))
+    limiter = RateLimiter({"lists": Rate(0.001, 1000)}, 1, path)
+    return sum(limiter.take(0, "lists") == 0 for _ in range(700))
 
 
 def test_rates_come_from_variables() -> None:
     config = ApiConfig.from_env(
-        {"RECOMMENDER_API_RATE_READ": "0", "RECOMMENDER_API_RATE_ERASE": "3"}
+        {"RECOMMENDER_API_RATE_LISTS": "0", "RECOMMENDER_API_RATE_ERASE": "3"}
     )
-    assert "read" not in config.rates
+    assert "lists" not in config.rates
     assert config.rates["erase"] == Rate(3, 6)
+    assert config.rates["personal"] == ApiConfig().rates["personal"]
     with pytest.raises(ValueError, match="API_RATE_INGEST"):
         ApiConfig.from_env({"RECOMMENDER_API_RATE_INGEST": "many"})
+
+
+def test_the_variable_for_all_reads_holds_where_a_scope_has_none_of_its_own() -> None:
+    config = ApiConfig.from_env(
+        {"RECOMMENDER_API_RATE_READ": "7", "RECOMMENDER_API_RATE_PERSONAL": "2"}
+    )
+    assert {config.rates[scope].per_second for scope in ("lists", "metrics")} == {7.0}
+    assert config.rates["personal"] == Rate(2, 4)
+    assert ApiConfig.from_env({"RECOMMENDER_API_RATE_READ": "0"}).rates.keys() == {
+        "ingest",
+        "catalogue",
+        "erase",
+    }

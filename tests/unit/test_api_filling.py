@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.catalogue_memory import CatalogueMemory
 from api.filling import Filter
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
@@ -18,6 +19,7 @@ from connectors.recommendation_store import (
     TrendingList,
 )
 from tests.unit.api_doubles import NOW, Shop, ids, product
+from udfs.schemas import Product, encode_product
 
 
 def saved(shop: Shop, *product_ids: str, excluded: tuple[str, ...] = ()) -> None:
@@ -192,6 +194,89 @@ class TestStoreAway:
 
         monkeypatch.setattr(shop.store, "trending", away)
         assert asked(shop)[0] == ["a"]
+
+
+class TestFilterWhileTheStoreIsAway:
+    """What a plain request shows, as far as it fits the filter."""
+
+    def away(self, shop: Shop) -> None:
+        """Let the shop know what a worker's background task makes known, then nothing new."""
+        shop.app.extensions["recommender"].shelf.warm()
+        shop.store.failure = StoreTimeout("cassandra", "late")
+
+    def shop(self, **given: Any) -> Shop:
+        shop = Shop(**given)
+        shop.add(product("m1", "MONITOR", 100.0), product("t1", "TEA", 5.0))
+        shop.add(product("t2", "TEA", 7.0), product("t3", "TEA", 6.0, in_stock=False))
+        trending(shop, "all", "m1", "t1", "t3", "t2")
+        return shop
+
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            ("", ["m1", "t1", "t2"]),
+            ("category=TEA", ["t1", "t2"]),
+            ("min_price=6", ["m1", "t2"]),
+            ("category=TEA&max_price=5.5", ["t1"]),
+            ("category=NONE", []),
+        ],
+    )
+    def test_recommendations(self, query: str, expected: list[str]) -> None:
+        shop = self.shop()
+        self.away(shop)
+        body = shop.get(f"/v1/users/u/recommendations?{query}")
+        assert body["degraded"] is True
+        assert ids(body["items"]) == expected
+
+    @pytest.mark.parametrize(
+        ("query", "expected"), [("", ["m1", "t1", "t2"]), ("category=TEA", ["t1", "t2"])]
+    )
+    def test_trending(self, query: str, expected: list[str]) -> None:
+        shop = self.shop()
+        self.away(shop)
+        assert ids(shop.get(f"/v1/trending?{query}")["items"]) == expected
+
+    def test_products_that_do_not_trend_come_from_the_catalogue_in_memory(self) -> None:
+        memory = CatalogueMemory(100)
+        shop = self.shop(catalogue=memory)
+        for product_id, in_stock in (("c1", True), ("c2", False), ("c3", True)):
+            value = Product(
+                product_id, "s", [1.0, 0.0], f"The {product_id}", "COFFEE", 3.0, in_stock
+            )
+            memory.apply(product_id.encode(), encode_product(value), NOW)
+        self.away(shop)
+        body = shop.get("/v1/users/u/recommendations?category=COFFEE")
+        assert (ids(body["items"]), body["degraded"]) == (["c1", "c3"], True)
+        assert {item["source"] for item in body["items"]} == {"catalogue"}
+
+    def test_nothing_known_at_all_is_503_with_a_filter_too(self) -> None:
+        shop = self.shop()
+        shop.store.failure = StoreTimeout("cassandra", "late")
+        for path in ("/v1/users/u/recommendations?category=TEA", "/v1/trending?category=TEA"):
+            assert shop.client.get(path).status_code == 503
+
+    def test_an_empty_answer_of_an_outage_is_not_kept(self) -> None:
+        shop = self.shop()
+        self.away(shop)
+        response = shop.client.get("/v1/users/u/recommendations?category=NONE")
+        assert response.headers["Cache-Control"] == "no-store"
+
+    def test_list_whose_products_cannot_be_read_is_degraded_and_not_an_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shop = self.shop()
+        shop.add(product("p"))
+        saved(shop, "p")
+        shop.app.extensions["recommender"].shelf.warm()
+        failure = StoreTimeout("cassandra", "late")
+
+        def away(_ids: object) -> None:
+            raise failure
+
+        monkeypatch.setattr(shop.store, "products", away)
+        body = shop.get("/v1/users/u/recommendations")
+        assert body["degraded"] is True
+        assert ids(body["items"]) == ["m1", "t1", "t2"]
 
 
 class TestTrending:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.background import Ticker
-from api.breaker import BreakerStore
+from api.breaker import LEAST_CALLS, TOO_MANY, WINDOW, BreakerStore
 from api.logs import JsonFormatter
 from api.metrics import Watch
 from connectors.event_client import Counts
@@ -150,25 +151,83 @@ class TestLogs:
 
 
 class TestBreaker:
-    def test_after_a_time_out_one_call_a_pause_tries_again(self) -> None:
-        now = [0.0]
-        store = InMemoryRecommendationStore()
-        breaker = BreakerStore("cassandra", store, pause_seconds=1.0, clock=lambda: now[0])
-        store.failure = StoreTimeout("cassandra", "late")
-        for _ in range(5):
-            with pytest.raises(StoreTimeout):
-                breaker.ping()
-        assert store.reads == 1
-        now[0] = 1.5
-        for _ in range(5):
-            with pytest.raises(StoreTimeout):
-                breaker.ping()
-        assert store.reads == 2
-        store.failure = None
-        now[0] = 3.0
-        for _ in range(5):
-            breaker.ping()
-        assert store.reads == 7
+    """Of a hanging server, and not of a slow query; the clock is the test's."""
+
+    @pytest.fixture(autouse=True)
+    def begin(self) -> None:
+        self.now = 0.0
+        self.store = InMemoryRecommendationStore()
+        self.breaker = BreakerStore(
+            "cassandra", self.store, pause_seconds=1.0, clock=lambda: self.now
+        )
+
+    def asked(self, times: int, call: Callable[[], object] | None = None) -> int:
+        """How many of ``times`` calls reached the store."""
+        before = self.store.reads
+        for _ in range(times):
+            with suppress(StoreTimeout):
+                (call or self.breaker.ping)()
+        return self.store.reads - before
+
+    def late(self, *, is_late: bool = True) -> None:
+        self.store.failure = StoreTimeout("cassandra", "late") if is_late else None
+
+    def test_one_late_answer_closes_nobody_out(self) -> None:
+        for _ in range(20):
+            self.late()
+            assert self.asked(1) == 1
+            self.late(is_late=False)
+            assert self.asked(2) == 2
+
+    def test_the_first_calls_of_all_may_be_late(self) -> None:
+        self.late()
+        assert self.asked(LEAST_CALLS - 1) == LEAST_CALLS - 1
+        self.late(is_late=False)
+        assert self.asked(3) == 3
+
+    def test_when_most_are_late_one_call_a_pause_tries_again(self) -> None:
+        self.asked(100)
+        self.late()
+        # As many as it takes until they are half of the last ones.
+        assert self.asked(50) == WINDOW * TOO_MANY
+        for _ in range(3):
+            self.now += 1.5
+            assert self.asked(5) == 1
+        self.late(is_late=False)
+        self.now += 1.5
+        assert self.asked(5) == 5
+        # What was before does not count against it any more.
+        self.late()
+        assert self.asked(1) == 1
+        self.late(is_late=False)
+        assert self.asked(1) == 1
+
+    def test_slow_histories_and_writes_leave_the_lists_alone(self) -> None:
+        self.late()
+
+        def history() -> object:
+            return self.breaker.events("u", start=0, end=1, limit=1)
+
+        assert self.asked(9, history) == LEAST_CALLS
+        assert self.asked(9, lambda: self.breaker.request_erasure("u", 1)) == LEAST_CALLS
+        self.late(is_late=False)
+        for call in (
+            lambda: self.breaker.recommendations("u"),
+            lambda: self.breaker.trending("all"),
+            lambda: self.breaker.products(["p"]),
+            lambda: self.breaker.erasure("u"),
+        ):
+            assert self.asked(1, call) == 1
+        assert self.asked(1, history) == 0
+
+    def test_a_wrong_argument_is_no_answer_of_the_store(self) -> None:
+        self.late()
+        self.asked(9)
+        self.late(is_late=False)
+        self.now += 1.5
+        with pytest.raises(ValueError, match="limit"):
+            self.breaker.products_in("all:0", limit=0)
+        assert self.asked(1) == 0
 
     def test_other_failures_are_answers(self) -> None:
         store = InMemoryRecommendationStore()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from api.worker import MAX_YIELD_SECONDS, SparingSocket, StayingThreadWorker
 
@@ -24,17 +26,28 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     theirs.close()
 
 
+class Connection(SimpleNamespace):
+    """As gunicorn's, told apart by identity."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 def worker(*, connections: int = 1, threads: int = 2, alive: bool = True) -> StayingThreadWorker:
     made = StayingThreadWorker.__new__(StayingThreadWorker)
     made.alive = alive
     made.nr_conns = connections
     made.cfg = SimpleNamespace(threads=threads, is_ssl=False)
+    made.log = logging.getLogger("worker")
+    made.keepalived_conns = deque()
+    made._until = {}
     return made
 
 
 def connection(sock: socket.socket, read_ahead: bytes = b"", *, http2: bool = False) -> Any:
     unreader = SimpleNamespace(buf=io.BytesIO(read_ahead))
-    return SimpleNamespace(sock=sock, is_http2=http2, parser=SimpleNamespace(unreader=unreader))
+    return Connection(
+        sock=sock, is_http2=http2, initialized=True, parser=SimpleNamespace(unreader=unreader)
+    )
 
 
 def handled(
@@ -119,6 +132,90 @@ def test_silent_connection_goes_back_to_the_poller(
     assert not worker()._next_comes(connection(sockets[0]))
 
 
+class TestSlowClient:
+    """What a client may take; the clock is the test's."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("api.worker.time.monotonic", lambda: self.now)
+
+    def handled_while(
+        self, monkeypatch: pytest.MonkeyPatch, made: StayingThreadWorker, conn: Any, meanwhile: Any
+    ) -> None:
+        """Handle a request of ``conn``, and call ``meanwhile`` while a thread is at it."""
+
+        def handle(_self: object, _conn: object) -> bool:
+            meanwhile()
+            return False
+
+        monkeypatch.setattr(ThreadWorker, "handle", handle)
+        made.handle(conn)
+
+    def test_connection_without_the_head_of_a_request_is_shut_down_in_time(
+        self, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours, theirs = sockets
+        made = worker()
+        seen: list[bytes | None] = []
+
+        def meanwhile() -> None:
+            for seconds in (made.header_seconds, 0.1):
+                self.now += seconds
+                made.murder_keepalived()
+                theirs.setblocking(False)
+                try:
+                    seen.append(theirs.recv(1))
+                except BlockingIOError:
+                    seen.append(None)
+            # What the thread at it sees.
+            assert ours.recv(1) == b""
+
+        self.handled_while(monkeypatch, made, connection(SparingSocket(ours)), meanwhile)  # type: ignore[arg-type]
+        assert seen == [None, b""]
+
+    def test_a_request_that_has_begun_may_take_longer_and_not_for_ever(
+        self, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours, theirs = sockets
+        made = worker()
+        conn = connection(ours)
+
+        def answer(_self: object, _req: object, _conn: object) -> None:
+            self.now += made.client_seconds
+            made.murder_keepalived()
+            theirs.sendall(b"x")
+            assert ours.recv(1) == b"x"
+            self.now += 0.1
+            made.murder_keepalived()
+            assert ours.recv(1) == b""
+
+        monkeypatch.setattr(ThreadWorker, "handle_request", answer)
+        self.handled_while(monkeypatch, made, conn, lambda: made.handle_request(None, conn))
+
+    def test_a_connection_that_waits_for_its_next_request_is_left_alone(
+        self, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours, theirs = sockets
+        made = worker()
+        self.handled_while(monkeypatch, made, connection(ours), lambda: None)
+        self.now += 1e6
+        made.murder_keepalived()
+        theirs.sendall(b"x")
+        assert ours.recv(1) == b"x"
+
+    def test_silent_new_connection_goes_to_the_poller_and_no_thread_waits_for_it(
+        self, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[float] = []
+        conn = connection(sockets[0])
+        conn.initialized = False
+        conn.wait_for_data = lambda seconds: waited.append(seconds)
+        monkeypatch.setattr(ThreadWorker, "handle", lambda _self, _conn: pytest.fail("handled"))
+        assert worker().handle(conn) is _DEFER
+        assert sum(waited) <= 0.1
+
+
 class Recorded:
     """A socket that keeps what is called."""
 
@@ -181,7 +278,7 @@ class TestSparingSocket:
 class TestRequest:
     def conn(self, sock: Any, reader: Any) -> Any:
         mesg = SimpleNamespace(body=SimpleNamespace(reader=reader))
-        return SimpleNamespace(sock=sock, parser=SimpleNamespace(mesg=mesg))
+        return Connection(sock=sock, parser=SimpleNamespace(mesg=mesg))
 
     def test_answer_is_sent_also_after_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = Recorded()
