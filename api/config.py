@@ -10,13 +10,13 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from api.access import READ, READ_SCOPES, SCOPES, ApiKey, Scope, load_keys
-from api.parameters import MAX_ID_LENGTH
 from api.rate_limit import Rate
 from api.shared import RATE_FILE_VARIABLE
 from api.tokens import load_secrets
 from connectors.cassandra_schema import DEFAULT_EVENT_TTL_DAYS, MAX_EVENT_TTL_DAYS
 from connectors.cassandra_session import CassandraOptions
 from connectors.kafka_client import KafkaClientOptions
+from udfs.schemas import MAX_ID, PLACEHOLDER_IDS, parse_placeholders
 
 ENV_PREFIX = "RECOMMENDER_"
 _BURST_SECONDS = 2.0
@@ -98,6 +98,9 @@ class ApiConfig:
             a line: the last signs, all are accepted. None: no tokens are made.
         impossible_times: What becomes of an event whose ``ts`` the job would refuse
             (RECOMMENDER_API_IMPOSSIBLE_TIMES): "refuse" it, or give it the time of "now".
+        placeholder_ids: Ids that stand for unknown users, whose events are refused; of the file
+            RECOMMENDER_PLACEHOLDER_IDS_FILE, one a line, or "none". Give the job the same
+            (``--placeholder-ids``).
         flink_url: The JobManager's REST interface, for the page's live figures;
             RECOMMENDER_FLINK_URL. None: they are shown as not connected.
     """
@@ -122,6 +125,7 @@ class ApiConfig:
     origins: tuple[str, ...] = ()
     token_secrets: tuple[str, ...] = field(default=(), repr=False)
     impossible_times: Literal["refuse", "now"] = "refuse"
+    placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
     flink_url: str | None = None
 
     def __post_init__(self) -> None:
@@ -204,6 +208,9 @@ class ApiConfig:
             origins=read("API_ORIGINS", _origins, (), "origins such as https://shop.example"),
             token_secrets=() if secret_file is None else load_secrets(Path(secret_file)),
             impossible_times=read("API_IMPOSSIBLE_TIMES", _impossible, "refuse", "refuse or now"),
+            placeholder_ids=read(
+                "PLACEHOLDER_IDS_FILE", _placeholders, PLACEHOLDER_IDS, "a file of ids, or none"
+            ),
             flink_url=source.get(f"{ENV_PREFIX}FLINK_URL"),
             **numbers,
         )
@@ -234,6 +241,15 @@ def _origins(raw: str) -> tuple[str, ...]:
     return origins
 
 
+def _placeholders(raw: str) -> frozenset[str]:
+    if raw == "none":
+        return frozenset()
+    try:
+        return parse_placeholders(Path(raw).read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
 def _impossible(raw: str) -> Literal["refuse", "now"]:
     if raw not in ("refuse", "now"):
         msg = f"{raw!r} is neither"
@@ -243,8 +259,8 @@ def _impossible(raw: str) -> Literal["refuse", "now"]:
 
 def _ids(raw: str) -> tuple[str, ...]:
     found = tuple(one.strip() for one in raw.split(",") if one.strip())
-    if any(len(one) > MAX_ID_LENGTH for one in found):
-        msg = f"an id has at most {MAX_ID_LENGTH} characters"
+    if any(len(one) > MAX_ID for one in found):
+        msg = f"an id has at most {MAX_ID} characters"
         raise ValueError(msg)
     return found
 

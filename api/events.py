@@ -284,17 +284,18 @@ def _read_event(raw: msgspec.Raw, sent_at: Any, user_id: str | None, now: int) -
 
 def _in_time(fields: dict[str, Any], sent_at: Any, now: int) -> Event:
     """Make the event, with a time of this service's clock."""
+    config = services().config
     try:
         ts = fields.get("ts")
         if ts is not None and sent_at is not None:
             ahead = _read_time("sent_at", sent_at) - now
             fields = {**fields, "ts": _read_time("ts", ts) - ahead}
-        return make_event(fields, now)
+        return make_event(fields, now, config.placeholder_ids)
     except RejectedError:
-        if services().config.impossible_times == "refuse":
+        if config.impossible_times == "refuse":
             raise
         # Whatever else is wrong with the event still is.
-        return make_event({**fields, "ts": None}, now)
+        return make_event({**fields, "ts": None}, now, config.placeholder_ids)
 
 
 def _read_time(name: str, value: Any) -> int:

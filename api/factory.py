@@ -153,6 +153,7 @@ def _services(
                 max_events=config.event_buffer,
                 flush_timeout_s=config.flush_seconds,
                 properties=config.kafka.properties,
+                placeholders=config.placeholder_ids,
             )
         )
         stops.append(event_sink.close)

@@ -13,9 +13,9 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from api.operations import Answer, Operation, operation_of
-from api.parameters import MAX_ID_LENGTH
 from api.problems import PROBLEM_JSON, Kind, Problem
 from api.request_id import HEADER
+from udfs.schemas import MAX_ID
 
 _VARIABLE: Final = re.compile(r"<(?:[a-z]+:)?([a-z_]+)>")
 _IGNORED: Final = frozenset({"HEAD", "OPTIONS"})
@@ -101,7 +101,7 @@ def _operation(
                     "name": name,
                     "in": "path",
                     "required": True,
-                    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH},
+                    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID},
                 }
                 for name in _VARIABLE.findall(rule.rule)
             ),

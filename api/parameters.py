@@ -18,8 +18,8 @@ from flask import request
 from werkzeug.routing import PathConverter
 
 from api.problems import InvalidParameterError
+from udfs.schemas import MAX_ID, RESERVED_PREFIX
 
-MAX_ID_LENGTH = 128
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
 # 9999-12-31T23:59:59.999Z, the last time that the store can show; exclusive ends may lie behind.
 MAX_TS = 253_402_300_800_000
@@ -202,13 +202,15 @@ class Token(Parameter):
 
 
 def identifier(name: str, value: str) -> str:
-    """Return ``value`` if it is an id: 1-128 characters.
+    """Return ``value`` if it is an id: 1-128 characters, and no key of the pipeline's own.
 
     Raises:
         InvalidParameterError: It is not, or it is not UTF-8.
     """
-    if not 1 <= len(value) <= MAX_ID_LENGTH:
-        raise InvalidParameterError(name, f"must have 1 to {MAX_ID_LENGTH} characters")
+    if not 1 <= len(value) <= MAX_ID:
+        raise InvalidParameterError(name, f"must have 1 to {MAX_ID} characters")
+    if value.startswith(RESERVED_PREFIX):
+        raise InvalidParameterError(name, "must not begin with U+0000")
     if "\ufffd" in value and not _raw_path_is_utf8():
         # The router has put U+FFFD for bytes that are no text: that would be another user.
         raise InvalidParameterError(name, "must be UTF-8")

@@ -12,7 +12,7 @@ from api import problems
 from api.catalogue_memory import Learned
 from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
 from api.operations import Answer, Body, Operation, route
-from api.problems import BodyError, InvalidParameterError, Kind, ProblemError
+from api.problems import BodyError, Kind, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
 from api.services import services
@@ -176,7 +176,6 @@ def product(product_id: str) -> Response:
 )
 def put_product(product_id: str, body: ProductInput) -> Response:
     """Insert or replace a product; it is in the lists within about a second."""
-    _check_id(product_id)
 
     def records() -> Records:
         try:
@@ -202,7 +201,6 @@ def put_product(product_id: str, body: ProductInput) -> Response:
 )
 def delete_product(product_id: str) -> Response:
     """Delete a product, also one that is not there."""
-    _check_id(product_id)
     return json_response(Accepted(send(_topic(), lambda: [(product_id, None)])), 202)
 
 
@@ -268,13 +266,6 @@ def _known(product_id: str) -> ProductRow:
 
 def _topic() -> str:
     return services().config.kafka.catalogue_topic
-
-
-def _check_id(product_id: str) -> None:
-    try:
-        check_product_id(product_id)
-    except RejectedError as error:
-        raise InvalidParameterError(parameter="id", detail=error.detail) from error
 
 
 def _records(body: Bulk) -> Records:

@@ -40,7 +40,14 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connectors.sparing_log import SparingLog
-from udfs.schemas import Event, Reason, RejectedError, decode_event, encode_event
+from udfs.schemas import (
+    PLACEHOLDER_IDS,
+    Event,
+    Reason,
+    RejectedError,
+    decode_event,
+    encode_event,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +105,9 @@ def new_event_id(at_ms: int) -> str:
     return str(uuid.UUID(int=number))
 
 
-def make_event(fields: Mapping[str, object], now_ms: int) -> Event:
+def make_event(
+    fields: Mapping[str, object], now_ms: int, placeholders: frozenset[str] = PLACEHOLDER_IDS
+) -> Event:
     """Make an event of its wire fields; ``event_id`` and ``ts`` may be missing or None.
 
     The fields are read as the job reads them: unknown ones are ignored, and every form is accepted
@@ -107,6 +116,7 @@ def make_event(fields: Mapping[str, object], now_ms: int) -> Event:
     Args:
         fields: Field name -> value.
         now_ms: The time of an event without one, and what its ``ts`` is judged against.
+        placeholders: Ids that stand for unknown users; see `udfs.schemas.PLACEHOLDER_IDS`.
 
     Raises:
         RejectedError: The job would refuse it.
@@ -119,7 +129,7 @@ def make_event(fields: Mapping[str, object], now_ms: int) -> Event:
         key = _id_text(given.get("user_id", "")).encode()
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    return decode_event(key.decode("latin-1"), payload, now_ms)
+    return decode_event(key.decode("latin-1"), payload, now_ms, placeholders)
 
 
 def _id_text(value: object) -> str:
@@ -129,7 +139,9 @@ def _id_text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def make_record(event: Event, now_ms: int) -> tuple[bytes, bytes]:
+def make_record(
+    event: Event, now_ms: int, placeholders: frozenset[str] = PLACEHOLDER_IDS
+) -> tuple[bytes, bytes]:
     """Make the key and the value of an event's Kafka record, accepted by the job's own check.
 
     Raises:
@@ -140,7 +152,7 @@ def make_record(event: Event, now_ms: int) -> tuple[bytes, bytes]:
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         # A wrong type, an integer beyond 64 bits, a text that is not Unicode.
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    decode_event(key.decode("latin-1"), value, now_ms)
+    decode_event(key.decode("latin-1"), value, now_ms, placeholders)
     return key, value
 
 
@@ -191,6 +203,7 @@ class EventClient:
         max_megabytes: The same limit in MiB.
         flush_timeout_s: How long ``close`` waits for Kafka, seconds.
         properties: Further settings of librdkafka, such as security.protocol and sasl.password.
+        placeholders: Ids that stand for unknown users, as the job has them (``--placeholder-ids``).
         make_producer: Makes the producer from its settings; for tests.
 
     Raises:
@@ -206,9 +219,11 @@ class EventClient:
         max_megabytes: int = 64,
         flush_timeout_s: float = 5.0,
         properties: Mapping[str, str | int | bool] | None = None,
+        placeholders: frozenset[str] = PLACEHOLDER_IDS,
         make_producer: Callable[[dict[str, Any]], Any] = Producer,
     ) -> None:
         self._topic = topic
+        self._placeholders = placeholders
         self._flush_timeout_s = flush_timeout_s
         self._make_producer = make_producer
         self._settings: dict[str, Any] = {
@@ -293,7 +308,8 @@ class EventClient:
                 self._reject(RejectedError(Reason.INVALID_FIELD, detail))
                 return
             now_ms = time.time_ns() // 1_000_000
-            event = make_event({"user_id": user_id, "type": type, **fields}, now_ms)
+            given = {"user_id": user_id, "type": type, **fields}
+            event = make_event(given, now_ms, self._placeholders)
             self._send(event.user_id.encode(), encode_event(event))
         except RejectedError as error:
             self._reject(error)
@@ -308,7 +324,7 @@ class EventClient:
             RejectedError: The job would refuse the event (counted in ``counts.rejected``).
         """
         try:
-            key, value = make_record(event, time.time_ns() // 1_000_000)
+            key, value = make_record(event, time.time_ns() // 1_000_000, self._placeholders)
         except RejectedError as error:
             self._reject(error)
             raise

@@ -353,4 +353,5 @@ def test_the_variable_for_all_reads_holds_where_a_scope_has_none_of_its_own() ->
         "ingest",
         "catalogue",
         "erase",
+        "token",
     }

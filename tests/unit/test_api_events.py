@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from api.config import ApiConfig
 from api.events import MAX_BYTES, MAX_EVENTS, EventInput, ShopEventType
 from tests.unit.api_doubles import Shop
 from tests.unit.test_api_routes import assert_problem
-from udfs.schemas import ERASE, EVENT_TYPES, MAX_EVENT_BYTES, Event
+from udfs.schemas import ERASE, EVENT_TYPES, MAX_EVENT_BYTES, Event, decode_event
 
 HOUR = 3_600_000
 CLICK = {"user_id": "u", "type": "click", "product_id": "p"}
@@ -73,6 +74,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no product": ({"user_id": "u", "type": "click"}, "missing_field"),
     "no query": ({"user_id": "u", "type": "search"}, "missing_field"),
     "blank query": ({"user_id": "u", "type": "search", "query": "  "}, "invalid_field"),
+    "seconds": ({**CLICK, "ts": now_ms() // 1000}, "invalid_field"),
+    "a reserved id": ({**CLICK, "user_id": "\0space"}, "invalid_field"),
+    "a placeholder": ({**CLICK, "user_id": "undefined"}, "placeholder_user"),
     "a clock ahead": ({**CLICK, "ts": now_ms() + HOUR}, "in_the_future"),
     "unknown type": ({**CLICK, "type": "stare"}, "invalid_field"),
     "erase": ({**CLICK, "type": ERASE}, "invalid_field"),
@@ -152,6 +156,79 @@ def test_refused_events_are_counted_by_reason() -> None:
     post(shop, [CLICK, {"user_id": "u", "type": "click"}])
     post(shop, {"user_id": "u", "type": "search"})
     assert refused() - before == 2
+
+
+LENIENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "numeric ids": (
+        {"user_id": 12345, "product_id": 632910392},
+        {"user_id": "12345", "product_id": "632910392"},
+    ),
+    "numeric event id": ({"event_id": 1001}, {"event_id": "1001"}),
+    "whole float time": ({"ts": 1732300000123.0}, {"ts": 1732300000123}),
+    "text time": ({"ts": "2024-11-22T18:26:40.123Z"}, {"ts": 1732300000123}),
+    "text time of a zone": ({"ts": "2024-11-22T19:26:40.123+01:00"}, {"ts": 1732300000123}),
+    "whole float quantity": ({"type": "purchase", "quantity": 1.0}, {"quantity": 1}),
+}
+
+
+@pytest.mark.parametrize("name", LENIENT)
+def test_every_form_that_the_job_takes_is_taken(name: str) -> None:
+    """There is one validation: of Kafka's records and of this route."""
+    fields, expected = LENIENT[name]
+    for body in ({**CLICK, **fields}, {"events": [{**CLICK, **fields}]}):
+        shop = Shop()
+        assert post(shop, body).status_code == 202
+        (event,) = shop.events.taken
+        assert {field: getattr(event, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("sent_at", ["text", "float", "number"])
+def test_the_time_of_sending_has_the_forms_of_a_time(sent_at: str) -> None:
+    clock = 1732300000000
+    forms: dict[str, object] = {
+        "text": "2024-11-22T18:26:40.000Z", "float": 1732300000000.0, "number": clock
+    }  # fmt: skip
+    shop = Shop()
+    before = now_ms()
+    assert post(shop, {**CLICK, "ts": clock - 7, "sent_at": forms[sent_at]}).status_code == 202
+    (event,) = shop.events.taken
+    assert before - 7 <= event.ts <= now_ms() - 7
+
+
+class TestPlaceholders:
+    """`undefined` is nobody: else everybody's actions would be one profile."""
+
+    @pytest.mark.parametrize("user_id", ["undefined", "NULL", "[object Object]", "guest", 0, "0"])
+    def test_an_event_of_nobody_is_refused(self, user_id: object) -> None:
+        shop = Shop()
+        response = post(shop, [{**CLICK, "user_id": user_id}, CLICK])
+        assert response.status_code == 202
+        (error,) = json.loads(response.data)["errors"]
+        assert (error["index"], error["reason"]) == (0, "placeholder_user")
+        assert [one.user_id for one in shop.events.taken] == ["u"]
+
+    def test_the_list_can_be_changed(self, tmp_path: Path) -> None:
+        file = tmp_path / "ids"
+        file.write_text("# of this shop\nTester\n")
+        config = ApiConfig.from_env({"RECOMMENDER_PLACEHOLDER_IDS_FILE": str(file)})
+        shop = Shop(config)
+        assert_problem(post(shop, {**CLICK, "user_id": "tester"}), 400)
+        assert post(shop, {**CLICK, "user_id": "guest"}).status_code == 202
+
+    def test_there_may_be_no_list(self) -> None:
+        shop = Shop(ApiConfig.from_env({"RECOMMENDER_PLACEHOLDER_IDS_FILE": "none"}))
+        assert post(shop, {**CLICK, "user_id": "undefined"}).status_code == 202
+
+    def test_a_list_that_is_not_there_ends_the_start(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="PLACEHOLDER_IDS_FILE"):
+            ApiConfig.from_env({"RECOMMENDER_PLACEHOLDER_IDS_FILE": str(tmp_path / "absent")})
+
+    def test_what_was_collected_under_such_an_id_can_be_erased(self) -> None:
+        shop = Shop()
+        assert shop.client.delete("/v1/users/undefined").status_code == 202
+        ((_, key, value),) = shop.records.sent
+        decoded = decode_event(key, value, now_ms())
+        assert (decoded.user_id, decoded.type) == ("undefined", "erase")
 
 
 class TestTimes:

@@ -84,6 +84,19 @@ class TestObjection:
         assert response.headers["Retry-After"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", ""), ("PUT", "/objection"), ("DELETE", "/objection"), ("POST", "/token")],
+)
+def test_what_is_no_users_id_is_asked_nothing(method: str, path: str) -> None:
+    """The job would refuse it, and an erasure would be open for ever."""
+    shop = Shop()
+    response = shop.client.open(f"/v1/users/%00u{path}", method=method)
+    assert_problem(response, 400, parameter="id")
+    assert not shop.records.sent
+    assert shop.store.erasure("\0u") is None
+
+
 class TestProfile:
     def test_interactions_and_what_they_lean_to(self) -> None:
         shop = Shop()

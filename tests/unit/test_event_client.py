@@ -139,6 +139,17 @@ def test_what_the_job_would_refuse_is_counted_and_logged_and_never_raised(
     assert "secret-user" not in caplog.text
 
 
+def test_ids_of_nobody_are_refused_and_the_list_can_be_changed() -> None:
+    with EventClient(NOWHERE, flush_timeout_s=0.01) as client:
+        client.track("undefined", "click", product_id="p")
+        assert client.counts == Counts(rejected=1, rejected_by={"placeholder_user": 1})
+    with EventClient(NOWHERE, flush_timeout_s=0.01, placeholders=frozenset({"tester"})) as client:
+        client.track("undefined", "click", product_id="p")
+        client.track("Tester", "click", product_id="p")
+        assert client.counts.sent == 1
+        assert client.counts.rejected_by == {"placeholder_user": 1}
+
+
 def test_offer_raises_what_track_only_counts(unconnected: EventClient) -> None:
     bad = cast("Any", Event)(event_id="e", user_id=7, type="click", ts=NOW, product_id="p")
 
