@@ -8,6 +8,7 @@ import msgspec
 from flask import Blueprint, Response, g
 
 from api import problems
+from api.config import ApiConfig
 from api.metrics import REFUSED
 from api.operations import Answer, Body, Operation, now_ms, route
 from api.parameters import Instant, Token, WholeNumber
@@ -210,13 +211,13 @@ def post_events(body: Sent) -> Response:
     are of another user than the token. After a 503 send the events again from `resume_at` on.
     """
     given = body.events
-    user_id: str | None = g.caller.user_id
+    config, user_id = services().config, g.caller.user_id
     now = now_ms()
     good: list[tuple[int, Event]] = []
     errors: list[BodyError] = []
     for index, raw in enumerate(given):
         try:
-            good.append((index, _read_event(raw, body.sent_at, user_id, now)))
+            good.append((index, _read_event(raw, body.sent_at, user_id, config, now)))
         except _WrongUserError:
             errors.append(BodyError(index, "the token is of another user", _WRONG_USER))
         except RejectedError as error:
@@ -251,13 +252,16 @@ _WRONG_USER: Final = "wrong_user"
 _event_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def _read_event(raw: msgspec.Raw, sent_at: Any, user_id: str | None, now: int) -> Event:
+def _read_event(
+    raw: msgspec.Raw, sent_at: Any, user_id: str | None, config: ApiConfig, now: int
+) -> Event:
     """Read one event as the job does.
 
     Args:
         raw: The event.
         sent_at: Of the whole body.
         user_id: The only one that the caller may send for; None: all.
+        config: Says what becomes of impossible times, and which ids are nobody's.
         now: Epoch milliseconds.
 
     Raises:
@@ -273,7 +277,7 @@ def _read_event(raw: msgspec.Raw, sent_at: Any, user_id: str | None, now: int) -
     if user_id is not None and fields.get("user_id") is None:
         fields["user_id"] = user_id
     own = fields.pop("sent_at", None)
-    event = _in_time(fields, sent_at if own is None else own, now)
+    event = _in_time(fields, sent_at if own is None else own, config, now)
     if user_id is not None and event.user_id != user_id:
         raise _WrongUserError
     if event.type not in EVENT_TYPES:
@@ -282,9 +286,8 @@ def _read_event(raw: msgspec.Raw, sent_at: Any, user_id: str | None, now: int) -
     return event
 
 
-def _in_time(fields: dict[str, Any], sent_at: Any, now: int) -> Event:
+def _in_time(fields: dict[str, Any], sent_at: Any, config: ApiConfig, now: int) -> Event:
     """Make the event, with a time of this service's clock."""
-    config = services().config
     try:
         ts = fields.get("ts")
         if ts is not None and sent_at is not None:

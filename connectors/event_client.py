@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 # How long the polling thread waits for news, seconds: what an idle close takes at most.
 _POLL: Final = 0.2
 _FIELDS: Final = frozenset(Event.__struct_fields__)
+_encoder = msgspec.json.Encoder()
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
@@ -122,10 +123,12 @@ def make_event(
         RejectedError: The job would refuse it.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    given.setdefault("event_id", new_event_id(now_ms))
-    given.setdefault("ts", now_ms)
+    if "event_id" not in given:
+        given["event_id"] = new_event_id(now_ms)
+    if "ts" not in given:
+        given["ts"] = now_ms
     try:
-        payload = msgspec.json.encode(given)
+        payload = _encoder.encode(given)
         key = _id_text(given.get("user_id", "")).encode()
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
