@@ -235,6 +235,8 @@ def _origins(raw: str) -> tuple[str, ...]:
             or one != exact.lower()
             or "*" in one
             or "@" in one
+            # Browsers leave the usual port out.
+            or parts.port == {"http": 80, "https": 443}[parts.scheme]
         ):
             msg = f"{one!r} is no origin such as https://shop.example"
             raise ValueError(msg)
