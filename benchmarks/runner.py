@@ -111,9 +111,10 @@ class Bench:
         self.start_ms = 0
         """Event time of the first event that was loaded last."""
 
-    def topic(self, name: str, partitions: int = 8) -> str:
-        """Create a topic."""
-        self.stack.kafka.create_topic(name, partitions, {})
+    def topic(self, name: str, partitions: int = 8, **config: str) -> str:
+        """Create a topic; a setting's name has underscores for its dots."""
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        self.stack.kafka.create_topic(name, partitions, settings)
         return name
 
     def keyspace(self, name: str) -> str:
@@ -126,7 +127,7 @@ class Bench:
         """Put a workload into topics of its own; returns (events, catalogue)."""
         events, catalogue = f"events{suffix}", f"catalogue{suffix}"
         self.topic(events)
-        self.topic(catalogue, 4)
+        self.topic(catalogue, 4, cleanup_policy="compact")
         self.topic(f"dead-letters{suffix}", 1)
         load(self.stack.kafka.bootstrap, catalogue, workload.catalogue())
         self.start_ms = int(time.time() * 1000) - workload.events

@@ -11,6 +11,13 @@ same Kafka transaction as the record itself: both are there or neither, also whe
 killed. A second replay that begins meanwhile fences the first. ``--again`` sends what was sent
 before, on purpose. A record that is refused anew is a new letter, with an origin of its own.
 
+**A record comes back as it was.** It has the Kafka time that it had, so the job judges it as it did
+the first time, and it cannot come after an erasure that it came before. (Where the retention of
+the topic is over by that time, Kafka deletes it again within minutes: send such records back while
+the job runs.) A letter that was cut to fit (header ``truncated``), and one that did not come from
+Kafka (a row that Cassandra refused, topic ``cassandra:<table>``), are for reading and never sent
+back.
+
 **Nothing newer is overwritten.** In a compacted topic (the catalogue) a letter is left where its
 key has a newer record: the owner has published the product again since.
 
@@ -94,6 +101,25 @@ class Letter:
     topic: str
     origin: Place
     failed_at_ms: int
+    timestamp_ms: int = 0
+    """The record's Kafka time, epoch milliseconds; 0: not known."""
+    truncated: int | None = None
+    """Bytes that key and value had together, where they were cut."""
+
+    @property
+    def sent_ms(self) -> int:
+        """The Kafka time with which the record is sent back, epoch milliseconds."""
+        # A letter of an earlier version has none: it failed at once, or soon.
+        return self.timestamp_ms if self.timestamp_ms > 0 else self.failed_at_ms
+
+    @property
+    def kept_back(self) -> str:
+        """Why the letter must never be sent back; empty where it may."""
+        if self.origin.partition < 0 or self.origin.offset < 0:
+            return f"not from Kafka ({self.topic})"
+        if self.truncated is not None:
+            return "cut: the record is not whole in the letter"
+        return ""
 
     @classmethod
     def read(
@@ -119,6 +145,8 @@ class Letter:
                 topic=known["topic"],
                 origin=Place(int(known["partition"]), int(known["offset"])),
                 failed_at_ms=int(known["failed_at"]),
+                timestamp_ms=int(known.get("timestamp", 0)),
+                truncated=int(known["truncated"]) if "truncated" in known else None,
             )
         except KeyError as error:
             msg = f"the record at {place} has no header {error}"
@@ -129,6 +157,8 @@ class Letter:
         at = datetime.fromtimestamp(self.failed_at_ms / 1000, UTC).isoformat(" ", "milliseconds")
         key = (self.key or b"").decode("utf-8", "replace")
         size = "no value" if self.value is None else f"{len(self.value):,} bytes"
+        if self.truncated is not None:
+            size += f" (cut from {self.truncated:,} with the key)"
         done = "  replayed" if replayed else ""
         text = (
             f"{self.place!s:<10} {at}  {self.reason:<14} {self.topic} {self.origin}"
@@ -199,6 +229,9 @@ def plan(
     result = Plan()
     seen: set[Mark] = set()
     for letter in sorted(letters, key=lambda one: (one.topic, one.origin, one.place)):
+        if letter.kept_back:
+            result.left[letter.kept_back] += 1
+            continue
         if letter.topic not in topic_ids:
             result.left[f"topic {letter.topic} is not there"] += 1
             continue
@@ -281,6 +314,8 @@ class Kafka:
         wanted: dict[str, dict[int, int]] = {}
         keys = set()
         for letter in letters:
+            if letter.kept_back:
+                continue
             start = wanted.setdefault(letter.topic, {})
             partition, offset = letter.origin
             start[partition] = min(offset, start.get(partition, offset))
@@ -334,6 +369,7 @@ class Kafka:
                 letter.value,
                 letter.key,
                 partition=letter.origin.partition,
+                timestamp=letter.sent_ms,
                 headers={"replay_of": f"{self.topic} {letter.place}".encode()},
             )
             note = {"topic": letter.topic, "letter": str(letter.place), "replayed_at": now_ms}
@@ -447,6 +483,9 @@ def _show(kafka: Kafka, given: argparse.Namespace) -> int:
         return 0
     print(letter.line())
     print(f"detail  {letter.detail}")
+    if letter.timestamp_ms > 0:
+        at = datetime.fromtimestamp(letter.timestamp_ms / 1000, UTC)
+        print(f"time    {at.isoformat(' ', 'milliseconds')}")
     print(f"key     {_text(letter.key)}")
     print(f"value   {_text(letter.value)}")
     return 0

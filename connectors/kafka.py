@@ -17,15 +17,21 @@ from pyflink.datastream import DataStream, KeyedStream
 from pyflink.java_gateway import get_gateway
 from pyflink.table import Schema, StreamTableEnvironment
 
+from connectors.dead_letters import MAX_RECORD_BYTES
 from udfs.schemas import HEARTBEAT_PARTITION
 
-# A dead letter is a whole record and its headers, so it can be larger than what came in.
-MAX_DEAD_LETTER_BYTES: Final = 2 * 2**20
+# A record's Kafka time in epoch milliseconds, of the column `at`. Flink casts a time to no number,
+# and counts seconds between times as INT, which from 1970 on ends in 2038.
+AT_COLUMN: Final = "`at` TIMESTAMP_LTZ(3) NOT NULL METADATA FROM 'timestamp' VIRTUAL"
+AT_MS: Final = (
+    "((CAST(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(946684800000, 3), `at`) AS BIGINT) + 946684800)"
+    " * 1000 + EXTRACT(MILLISECOND FROM `at`))"
+)
 # How soon the last of many changed products are saved.
 HEARTBEATS_A_SECOND: Final = 4
 # New partitions are found while the job runs.
 DISCOVERY_INTERVAL: Final = "60 s"
-_SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka."
+SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka."
 _KAFKA_CLASS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
 
 
@@ -61,7 +67,7 @@ def with_shaded_classes(value: str) -> str:
     ``org.apache.kafka.common.security.plain.PlainLoginModule`` of a ``sasl.jaas.config`` is not
     found there by the name that every other client knows it by.
     """
-    return _KAFKA_CLASS.sub(_SHADED, value)
+    return _KAFKA_CLASS.sub(SHADED, value)
 
 
 def _settings(options: KafkaOptions, topic: str, extra: Mapping[str, str]) -> str:
@@ -102,7 +108,8 @@ def _source(
     )
     tables.execute_sql(
         f"CREATE TEMPORARY TABLE `{name}` (`key` STRING, `value` BYTES,"
-        " `partition` INT NOT NULL METADATA VIRTUAL, `offset` BIGINT NOT NULL METADATA VIRTUAL)"
+        " `partition` INT NOT NULL METADATA VIRTUAL, `offset` BIGINT NOT NULL METADATA VIRTUAL,"
+        f" {AT_COLUMN})"
         f" WITH ({settings})"
     )
     # Flink cannot key by null, and a record without a key must reach the dead letters.
@@ -110,12 +117,19 @@ def _source(
     return typed(tables.to_data_stream(table), name, row)
 
 
-def typed(stream: DataStream, name: str, row: TypeInformation | None = None) -> DataStream:
+def typed(
+    stream: DataStream,
+    name: str,
+    row: TypeInformation | None = None,
+    known: Mapping[int, str] | None = None,
+) -> DataStream:
     """Give what the planner made uids for a savepoint to find it by, and type it as ``row``.
 
     The planner makes several transformations; each is found by its name and its place in the walk
-    from the last to the first. What has a uid already is the end of a walk.
+    from the last to the first. What has a uid already is the end of a walk. ``known`` gives the
+    uids of places whose state a savepoint has by another name; −1 is the source.
     """
+    known = known or {}
     last = stream._j_data_stream.getTransformation()
     if row is not None:
         last.setOutputType(row.get_java_type_info())
@@ -123,9 +137,10 @@ def typed(stream: DataStream, name: str, row: TypeInformation | None = None) -> 
     while waiting:
         transformation = waiting.pop()
         if transformation.getUid() is None:
-            transformation.setUid(f"{name}-{place}")
-            place += 1
             inputs = transformation.getInputs()
+            uid = known.get(-1 if inputs.isEmpty() else place, f"{name}-{place}")
+            transformation.setUid(uid)
+            place += 1
             waiting.extend(inputs.get(at) for at in reversed(range(inputs.size())))
     return stream
 
@@ -176,7 +191,8 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
         options,
         topic,
         "events-source",
-        "ENCODE(CONCAT(CAST(`partition` AS STRING), ' ', CAST(`offset` AS STRING),"
+        "ENCODE(CONCAT(CAST(`partition` AS STRING), ' ', CAST(`offset` AS STRING), ' ',"
+        f" CAST({AT_MS} AS STRING),"
         " CASE WHEN `value` IS NULL THEN ' n ' ELSE ' v ' END,"
         " COALESCE(DECODE(`value`, 'ISO-8859-1'), '')), 'ISO-8859-1') AS `record`",
         "group-offsets",
@@ -188,14 +204,21 @@ def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: s
 def catalogue_stream(
     tables: StreamTableEnvironment, options: KafkaOptions, topic: str
 ) -> DataStream:
-    """Read the catalogue topic from its beginning: Row(key, value or null, partition, offset).
+    """Read the catalogue topic from its beginning.
 
-    Between the records come heartbeats, see :data:`udfs.schemas.HEARTBEAT_PARTITION`.
+    Rows are (key, value or null, partition, offset, Kafka time in epoch milliseconds). Between the
+    records come heartbeats, see :data:`udfs.schemas.HEARTBEAT_PARTITION`.
     """
     row = Types.ROW(
-        [Types.STRING(), Types.PRIMITIVE_ARRAY(Types.BYTE()), Types.INT(), Types.LONG()]
+        [
+            Types.STRING(),
+            Types.PRIMITIVE_ARRAY(Types.BYTE()),
+            Types.INT(),
+            Types.LONG(),
+            Types.LONG(),
+        ]
     )
-    columns = "`value`, `partition`, `offset`"
+    columns = f"`value`, `partition`, `offset`, {AT_MS} AS `at`"
     stream = _source(tables, options, topic, "catalogue-source", columns, "earliest-offset", row)
     return stream.union(_heartbeats(tables, "heartbeat-source", row))
 
@@ -208,7 +231,8 @@ def _heartbeats(tables: StreamTableEnvironment, name: str, row: TypeInformation)
     )
     table = tables.sql_query(
         "SELECT CAST('' AS STRING) AS `key`, CAST(NULL AS BYTES) AS `value`,"
-        f" {HEARTBEAT_PARTITION} AS `partition`, CAST(0 AS BIGINT) AS `offset` FROM `{name}`"
+        f" {HEARTBEAT_PARTITION} AS `partition`, CAST(0 AS BIGINT) AS `offset`,"
+        f" CAST(0 AS BIGINT) AS `at` FROM `{name}`"
     )
     return typed(tables.to_data_stream(table), name, row)
 
@@ -222,7 +246,8 @@ def dead_letter_sink(
         topic,
         {
             "sink.delivery-guarantee": "at-least-once",
-            "properties.max.request.size": str(MAX_DEAD_LETTER_BYTES),
+            # More than a letter takes: the size of :mod:`connectors.dead_letters` holds alone.
+            "properties.max.request.size": str(2 * MAX_RECORD_BYTES),
         },
     )
     name = "dead-letters-sink"

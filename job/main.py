@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pyflink.table import StreamTableEnvironment
 
 from connectors.cassandra_writer import CassandraWriter
 from connectors.kafka import catalogue_stream, dead_letter_sink, event_stream
+from connectors.topic_check import TopicError, Topics, ask, problems
 from job.options import JobOptions, parse
 from job.topology import Endpoints, build_topology
 from job.trending import build_trending, trending_lists
@@ -43,14 +46,53 @@ def build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
             options.catalogue_topic,
             options.trending,
             options.recommender.recommend.profile,
+            options.recommender.max_future_ms,
+            options.recommender.placeholder_ids,
         )
         build_trending(lists, writer, options.trending)
 
 
+def check_topics(options: JobOptions) -> Mapping[int, int]:
+    """Look at the topics as ``--topic-check`` says.
+
+    Returns:
+        End offset of each partition of the catalogue; empty where it is not known.
+
+    Raises:
+        TopicError: A topic is not as the job needs it, or Kafka cannot be asked.
+    """
+    if options.topic_check == "off":
+        return {}
+    strict = options.topic_check == "fail"
+    topics = Topics(options.events_topic, options.catalogue_topic, options.dead_letters_topic)
+    try:
+        found = ask(topics, options.kafka)
+    except TopicError as error:
+        if strict:
+            raise
+        _warn(str(error))
+        return {}
+    wrong = problems(topics, found, options.kafka.bootstrap)
+    if wrong and strict:
+        raise TopicError("\n".join(wrong))
+    for problem in wrong:
+        _warn(problem)
+    for topic, why in found.not_told.items():
+        _warn(f"topic {topic} was not checked: {why}")
+    return found.catalogue_ends
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def main(arguments: list[str]) -> None:
     """Submit the job."""
+    options = parse(arguments)
+    ends = check_topics(options)
+    options = replace(options, recommender=replace(options.recommender, catalogue_ends=ends))
     environment = StreamExecutionEnvironment.get_execution_environment()
-    build(environment, parse(arguments))
+    build(environment, options)
     # Not execute(): with `flink run -d` its result cannot be asked for anything.
     environment.execute_async(JOB_NAME)
 

@@ -3,21 +3,22 @@
 Nothing here touches the recommender's chain: the queries read the topics on their own, and only
 finished lists, one a scope and mini-batch, reach Python.
 
-    events ── decayed sum a product and epoch ─┐
-    catalogue ── category, stock, first seen ──┴─ join ── top of each category ── top of all ── list
+    events ── first of each ── decayed sum a product and epoch ─┐
+    catalogue ── category, stock, first seen ───────────────────┴─ join ── top of each category
+                                                                           ── top of all ── list
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from pyflink.datastream import DataStream
-from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.table import ChangelogMode, Schema, StreamTableEnvironment
 
 from connectors.cassandra_schema import ALL_SCOPE, NEWEST_SCOPE, category_scope, newest_scope
-from connectors.kafka import KafkaOptions, keyed_by_first, table_source, typed
+from connectors.kafka import AT_COLUMN, AT_MS, KafkaOptions, keyed_by_first, table_source, typed
 from connectors.trending_sink import (
     NO_EPOCH,
     ListChanges,
@@ -27,8 +28,16 @@ from connectors.trending_sink import (
     row_type,
 )
 from job import uids
+from udfs.lenient import DATE_TIME, NUMBER, ZONE
 from udfs.profile import ProfileConfig
-from udfs.schemas import MAX_FUTURE_MS
+from udfs.schemas import (
+    MAX_CATEGORY_BYTES,
+    MAX_FUTURE_MS,
+    MAX_ID,
+    MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
+    PLACEHOLDER_IDS,
+)
 from udfs.trending import (
     CARRY_HALF_LIVES,
     EPOCH_HALF_LIVES,
@@ -52,7 +61,11 @@ _SETTINGS: Final[Mapping[str, str]] = {
 _UNBATCHED: Final = {"table.exec.mini-batch.enabled": "false"}
 _TTL: Final = "table.exec.state.ttl"
 
-_EVENT_COLUMNS: Final = "`type` STRING, `ts` BIGINT, `product_id` STRING, `dwell_ms` INT"
+# All as text, which is how the JSON format hands over a number too: what it means is for _EVENTS.
+_EVENT_COLUMNS: Final = (
+    "`user_id` STRING, `event_id` STRING, `type` STRING, `ts` STRING, `product_id` STRING,"
+    f" `dwell_ms` STRING, {AT_COLUMN}, `arrived` AS PROCTIME()"
+)
 _PRODUCT_COLUMNS: Final = (
     "`product_id` STRING, `value` STRING, `at` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL"
 )
@@ -75,6 +88,20 @@ _TOP_COLUMNS: Final[Mapping[str, str]] = {
     "score": "DOUBLE",
 }
 
+_IDS: Final = ("user_id", "event_id", "product_id")
+# What begins with NUL is a key of the pipeline's own.
+_FIRST_FREE: Final = r"U&'\0001'"
+_CATEGORY_BYTES: Final = (
+    "CHAR_LENGTH(DECODE(ENCODE("
+    "COALESCE(JSON_VALUE(`value`, '$.category'), ''), 'UTF-8'), 'ISO-8859-1'))"
+)
+
+_WEIGHED_COLUMNS: Final[Mapping[str, str]] = {
+    "product_id": "STRING",
+    "ts": "BIGINT",
+    "weight": "DOUBLE",
+}
+
 # What is known of each product that ever was in the topic. A deleted one is out of stock: its row
 # stays, so that it does not become new again. What is no product with the id of its key is not
 # taken: a dead letter of the recommender, or a notice of a new space.
@@ -88,29 +115,47 @@ SELECT
     CAST(MIN(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(0, 3), `at`)) AS DOUBLE) AS first_seen
 FROM `{source}`
 WHERE product_id IS NOT NULL
-  AND (`value` IS NULL OR JSON_VALUE(`value`, '$.product_id') = product_id)
+  AND CHAR_LENGTH(product_id) <= {max_id} AND product_id >= {first_free}
+  AND (`value` IS NULL OR JSON_VALUE(`value`, '$.product_id') = product_id
+       AND {category_bytes} <= {max_category})
 GROUP BY product_id
+"""
+
+# Of each event that the recommender would accept, what counts.
+_WEIGHED: Final = """
+WITH known AS (
+    SELECT
+        user_id, event_id, product_id, `type`, arrived,
+        {ts} AS ts, {kafka_ms} AS kafka_ms, TRY_CAST(dwell_ms AS DOUBLE) AS dwell_ms
+    FROM `{source}`
+    WHERE {ids}
+), weighed AS (
+    SELECT user_id, event_id, product_id, ts, arrived, {weight} AS weight
+    FROM known
+    WHERE ts BETWEEN {min_ms} AND {max_ms} AND ts <= kafka_ms + {max_future_ms}
+)
+"""
+_EACH: Final = "SELECT product_id, ts, weight FROM weighed WHERE weight > 0"
+# An event that comes again (a retry, also with a new time) is known by user, id and product.
+_FIRST: Final = """
+SELECT product_id, ts, weight FROM (
+    SELECT product_id, ts, weight, ROW_NUMBER() OVER (
+        PARTITION BY user_id, event_id, product_id ORDER BY arrived) AS place
+    FROM weighed WHERE weight > 0
+) WHERE place = 1
 """
 
 # An event counts in its epoch, and a late one of an epoch in the next too: see udfs.trending.
 _SUMS: Final = """
 WITH weighed AS (
-    SELECT
-        product_id,
-        ts,
-        ts / {epoch_ms} AS epoch,
-        {weight} AS weight
-    FROM `{source}`
-    WHERE product_id IS NOT NULL
-      AND ts >= 0 AND ts <= UNIX_TIMESTAMP() * 1000 + {max_future_ms}
+    SELECT product_id, ts, ts / {epoch_ms} AS epoch, weight FROM `{source}`
 ), counted AS (
     SELECT product_id, epoch, weight, ts - epoch * {epoch_ms} AS age
     FROM weighed
-    WHERE weight > 0
     UNION ALL
     SELECT product_id, epoch + 1, weight, ts - (epoch + 1) * {epoch_ms}
     FROM weighed
-    WHERE weight > 0 AND ts - (epoch + 1) * {epoch_ms} >= -{carry_ms}
+    WHERE ts - (epoch + 1) * {epoch_ms} >= -{carry_ms}
 )
 SELECT
     product_id,
@@ -191,6 +236,47 @@ def weight_sql(profile: ProfileConfig) -> str:
     return f"CASE {' '.join(cases)} ELSE {_double(0.0)} END"
 
 
+def time_sql(column: str) -> str:
+    """Return SQL for a time in epoch milliseconds, null for none, from the column's text.
+
+    It reads what :func:`udfs.lenient.time_ms` reads: a whole number, also written as a float, and
+    ISO 8601 with a zone.
+    """
+    pattern = _quoted(rf"^{DATE_TIME}{ZONE}\z")
+    day, time, fraction, zone = (
+        f"REGEXP_EXTRACT({column}, {pattern}, {group})" for group in range(1, 5)
+    )
+    text = f"{day} || ' ' || {time} || CASE WHEN CHAR_LENGTH({time}) = 5 THEN ':00' ELSE '' END"
+    local = f"TRY_CAST({text} AS TIMESTAMP(3))"
+    seconds = f"CAST(TIMESTAMPDIFF(SECOND, TIMESTAMP '2000-01-01 00:00:00', {local}) AS BIGINT)"
+    milliseconds = f"CAST(RPAD(SUBSTRING(COALESCE({fraction}, '.') || '000', 2), 3, '0') AS INT)"
+    minutes = (
+        f"CASE WHEN UPPER({zone}) = 'Z' THEN 0"
+        f" ELSE CAST(SUBSTRING({zone}, 1, 1) || '1' AS INT)"
+        f" * (60 * CAST(SUBSTRING({zone}, 2, 2) AS INT) + CAST(RIGHT({zone}, 2) AS INT)) END"
+    )
+    number, written = f"TRY_CAST({column} AS DOUBLE)", _quoted(rf"^{NUMBER}\z")
+    return f"""CASE
+        WHEN REGEXP({column}, '^[0-9]+\\z') THEN TRY_CAST({column} AS BIGINT)
+        WHEN REGEXP({column}, {written})
+        THEN CASE WHEN FLOOR({number}) = {number} THEN CAST({number} AS BIGINT) END
+        WHEN REGEXP({column}, {pattern})
+        -- The cast makes other days of those that are none.
+        THEN CASE WHEN DATE_FORMAT({local}, 'yyyy-MM-dd HH:mm:ss') = {text}
+            THEN {MIN_TIMESTAMP_MS} + 1000 * ({seconds} - 60 * ({minutes})) + {milliseconds} END
+    END"""
+
+
+def ids_sql(placeholders: Iterable[str]) -> str:
+    """Return SQL for whether user, event and product have ids that can be theirs."""
+    found = [f"CHAR_LENGTH({name}) BETWEEN 1 AND {MAX_ID}" for name in _IDS]
+    found += [f"{name} >= {_FIRST_FREE}" for name in ("user_id", "product_id")]
+    nobody = ", ".join(map(_quoted, sorted(placeholders)))
+    if nobody:
+        found.append(f"LOWER(TRIM(user_id)) NOT IN ({nobody})")
+    return " AND ".join(found)
+
+
 def _double(number: float) -> str:
     return f"CAST({number!r} AS DOUBLE)"
 
@@ -216,6 +302,8 @@ def trending_lists(
     catalogue_topic: str,
     config: TrendingConfig,
     profile: ProfileConfig,
+    max_future_ms: int = MAX_FUTURE_MS,
+    placeholders: Iterable[str] = PLACEHOLDER_IDS,
 ) -> DataStream:
     """Make the lists of all scopes, a changelog: rows of ``connectors.trending_sink.row_type``."""
     decayed = _decayed(config)
@@ -240,7 +328,13 @@ def trending_lists(
         _view_of_stream(
             tables,
             products,
-            _PRODUCTS.format(source="trending-catalogue"),
+            _PRODUCTS.format(
+                source="trending-catalogue",
+                max_id=MAX_ID,
+                first_free=_FIRST_FREE,
+                category_bytes=_CATEGORY_BYTES,
+                max_category=MAX_CATEGORY_BYTES,
+            ),
             _PRODUCTS_COLUMNS,
             key=("product_id",),
         )
@@ -264,22 +358,43 @@ def trending_lists(
                 "scan.startup.mode": "group-offsets",
             },
         )
+        weighed = _WEIGHED.format(
+            source=events,
+            ts=time_sql("ts"),
+            kafka_ms=AT_MS,
+            ids=ids_sql(placeholders),
+            weight=weight_sql(profile),
+            min_ms=MIN_TIMESTAMP_MS,
+            max_ms=MAX_TIMESTAMP_MS,
+            max_future_ms=max_future_ms,
+        )
+        counted = f"{decayed}-counted"
+        # What is remembered of each event leaves long before the sums. Offsets and sums are found
+        # in savepoints by the uids that they had when one query did both.
+        with _set(tables, {_TTL: f"{round(config.duplicate_s * 1000)} ms"}):
+            _view_of_stream(
+                tables,
+                counted,
+                weighed + (_FIRST if config.duplicate_s else _EACH),
+                _WEIGHED_COLUMNS,
+                appends=True,
+                known={-1: f"{decayed}-sums-7"},
+            )
         _view_of_stream(
             tables,
-            f"{decayed}-sums",
+            f"{decayed}-summed",
             _SUMS.format(
-                source=events,
-                weight=weight_sql(profile),
+                source=counted,
                 half_life_ms=config.half_life_ms,
                 epoch_ms=EPOCH_HALF_LIVES * config.half_life_ms,
                 carry_ms=CARRY_HALF_LIVES * config.half_life_ms,
-                max_future_ms=MAX_FUTURE_MS,
             ),
             _SUMS_COLUMNS,
             key=("product_id", "epoch"),
+            known={1: f"{decayed}-sums-1"},
         )
         scored = tables.sql_query(
-            _TRENDING.format(sums=f"{decayed}-sums", products=products, ttl=ttl)
+            _TRENDING.format(sums=f"{decayed}-summed", products=products, ttl=ttl)
         )
         tables.create_temporary_view(f"`{decayed}`", scored)
         lists = _lists(tables, decayed, config.length, ALL_SCOPE, category_scope(""))
@@ -292,18 +407,23 @@ def _view_of_stream(
     query: str,
     columns: Mapping[str, str],
     key: Sequence[str] = (),
+    *,
+    appends: bool = False,
+    known: Mapping[int, str] | None = None,
 ) -> None:
     """Translate a query now, with the present settings, and name what comes out.
 
-    Where two queries read it, the planner would otherwise make some of it twice.
+    Where two queries read it, the planner would otherwise make some of it twice. ``appends``: no
+    row of it is ever changed. ``known``: uids that differ, see :func:`connectors.kafka.typed`.
     """
-    stream = typed(tables.to_changelog_stream(tables.sql_query(query)), name)
+    stream = typed(tables.to_changelog_stream(tables.sql_query(query)), name, known=known)
     schema = Schema.new_builder()
     for column, kind in columns.items():
         schema.column(column, kind)
     if key:
         schema.primary_key(*key)
-    view = tables.from_changelog_stream(stream, schema.build())
+    mode = ChangelogMode.insert_only() if appends else ChangelogMode.all()
+    view = tables.from_changelog_stream(stream, schema.build(), mode)
     tables.create_temporary_view(f"`{name}`", view)
 
 

@@ -19,13 +19,15 @@ from local.errors import StackError
 from local.processes import LOOPBACK, PROJECT
 from local.stack import DEFAULT_ROOT, Stack, StackConfig
 
+_DAY_MS: Final = 86_400_000
 EVENTS, CATALOGUE, DEAD_LETTERS = "events", "catalogue", "dead-letters"
 # More partitions than TaskManagers, so that a rescale needs no repartitioning of the topic.
 TOPICS: Final[dict[str, tuple[int, dict[str, str]]]] = {
     EVENTS: (8, {}),
-    CATALOGUE: (4, {"cleanup.policy": "compact"}),
-    # A rejected message comes whole, with headers: it may be larger than what was accepted.
-    DEAD_LETTERS: (2, {"max.message.bytes": str(2 * 1024 * 1024)}),
+    # Who reads the catalogue after a week still hears of what was deleted.
+    CATALOGUE: (4, {"cleanup.policy": "compact", "delete.retention.ms": str(7 * _DAY_MS)}),
+    # Rejected records hold personal data.
+    DEAD_LETTERS: (2, {"retention.ms": str(30 * _DAY_MS)}),
 }
 _KEPT_SAVEPOINTS = 3
 _JOB_ROOMS = ("udfs", "connectors", "job")

@@ -426,7 +426,9 @@ class FlinkCluster:
             raise StackError("flink", f"`flink run` took over {timeout:.0f} s") from error
         found = _SUBMITTED.search(done.stdout)
         if done.returncode or not found:
-            log = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+            lines = (done.stdout + done.stderr).splitlines()
+            # Behind what the job said comes Java's stack, which says nothing of it.
+            log = "\n".join([line for line in lines if not line.startswith("\tat ")][-40:])
             raise StackError("flink", f"the job {main} was not submitted", "see the log", log)
         return found.group(1)
 

@@ -154,12 +154,33 @@ def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _pending() -> tuple[bytes, dict[str, Any]]:
+def _pending_v2() -> tuple[bytes, dict[str, Any]]:
+    """A framed record as the events source makes it since it knows the record's time."""
     payload = encode_event(EVENTS[3])
-    return frame_record(payload, Origin(3, 2**40 + 1)), {
+    return frame_record(payload, Origin(3, 2**40 + 1, NOW_MS + 77)), {
         "payload": payload.decode(),
         "partition": 3,
         "offset": 2**40 + 1,
+        "timestamp_ms": NOW_MS + 77,
+    }
+
+
+def _wire_event_v2() -> tuple[bytes, dict[str, Any]]:
+    """What other systems send: ids as numbers, whole numbers as floats or text, a time as text."""
+    value = (
+        b'{"event_id":1001,"user_id":12345,"type":"purchase","ts":"2024-11-22T19:56:40.123+01:30",'
+        b'"product_id":632910392,"session_id":7,"dwell_ms":5.0,"quantity":"2"}'
+    )
+    return value, {
+        "event_id": "1001",
+        "user_id": "12345",
+        "type": "purchase",
+        "ts": NOW_MS + 123,
+        "product_id": "632910392",
+        "query": None,
+        "session_id": "7",
+        "dwell_ms": 5,
+        "quantity": 2,
     }
 
 
@@ -227,12 +248,13 @@ def main() -> None:
     for name, make in (
         ("profile_v1", _profile),
         ("catalogue_v3", _catalogue_entries),
-        ("pending_v1", _pending),
         ("event_v1", _wire_event),
         ("product_v1", _wire_product),
         ("profile_v2", _profile_v2),
         ("product_v2", _wire_product_v2),
         ("space_v1", _announced),
+        ("pending_v2", _pending_v2),
+        ("event_v2", _wire_event_v2),
     ):
         target = FOLDER / f"{name}.bin"
         if target.exists():

@@ -198,12 +198,14 @@ def poisoned_events() -> dict[str, Poison]:
         "long event_id": bad(Reason.INVALID_FIELD, wire(event_id="x" * 129)),
         "unknown type": bad(Reason.INVALID_FIELD, wire(type="stare")),
         "text as time": bad(Reason.INVALID_FIELD, wire(ts="yesterday")),
+        "seconds": bad(Reason.INVALID_FIELD, wire(ts=now_ms() // 1000)),
+        "a user of nobody": bad(Reason.PLACEHOLDER, wire(user_id="undefined"), b"undefined"),
         "negative time": bad(Reason.INVALID_FIELD, wire(ts=-1)),
         "no product_id": bad(Reason.MISSING_FIELD, wire(product_id=None)),
         "no query": bad(Reason.MISSING_FIELD, wire(type="search")),
         "in the future": bad(Reason.IN_THE_FUTURE, wire(ts=now_ms() + 3_600_000)),
         "over 64 KiB": bad(Reason.TOO_LARGE, wire(session_id="x" * 66_000)),
-        # The dead letter is then larger than what a topic takes by default.
+        # The dead letter is then larger than what a topic takes by default, and is cut.
         "as large as Kafka takes": bad(Reason.TOO_LARGE, b"x" * LARGEST_VALUE),
     }
 
@@ -229,6 +231,11 @@ def poisoned_products(space: str = SPACE) -> dict[str, Poison]:
         "zero vector": bad(Reason.INVALID_VECTOR, wire([0.0] * DIMENSIONS)),
         "no base64": bad(Reason.INVALID_VECTOR, wire("*" * 8)),
         "half a float": bad(Reason.INVALID_VECTOR, wire("AAAA")),
+        "shifted columns": bad(
+            Reason.INVALID_FIELD,
+            wire([1.0] * DIMENSIONS).replace(b"{", b'{"category":"%b",' % (b"c" * 70_000), 1),
+        ),
+        "reserved key": bad(Reason.INVALID_FIELD, None, b"\0space"),
     }
 
 
@@ -491,6 +498,19 @@ class Pipeline:
             consumer.close()
         return found
 
+    def kafka_time(self, origin: Origin) -> int:
+        """The Kafka time of a record, epoch milliseconds."""
+        settings = {"bootstrap.servers": self.stack.kafka.bootstrap, "group.id": "times"}
+        consumer = Consumer({**settings, "message.max.bytes": 4_000_000, "log_level": 0})
+        try:
+            consumer.assign([TopicPartition(*origin)])
+            message = consumer.poll(30)
+            assert message is not None
+            assert message.offset() == origin[2]
+            return int(message.timestamp()[1])
+        finally:
+            consumer.close()
+
     # --- metrics -----------------------------------------------------------------------------
 
     def wait_metric(self, name: str, value: float, timeout: float = 30) -> None:
@@ -593,8 +613,12 @@ class Pipeline:
                 wrong.append(f"not poisoned: {letter.headers} {(letter.value or b'')[:200]!r}")
                 continue
             name, record = self.poisoned[letter.origin]
+            value = record.value
+            if value is not None and "truncated" in letter.headers:
+                wrong += [f"{name}: cut"] if len(value) < LARGEST_VALUE else []
+                value = value[: len(letter.value or b"")]
             # A missing key cannot be told from an empty one.
-            if (letter.key or b"") != (record.key or b"") or letter.value != record.value:
+            if (letter.key or b"") != (record.key or b"") or letter.value != value:
                 wrong.append(f"{name}: not whole: key {letter.key!r}")
             if letter.headers["reason"] != record.reason.value:
                 wrong.append(f"{name}: {letter.headers['reason']}, not {record.reason.value}")

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from connectors.dead_letter_tool import Kafka, Place, main, mark_key
 from connectors.dead_letters import to_row
 from local.kafka_broker import KafkaBroker
+from tests.integration.helpers import now_ms
 from udfs.schemas import DeadLetter, Origin, Reason
 
 Run = Callable[..., tuple[int, str]]
@@ -28,8 +29,10 @@ class Topics:
         self.letters = f"letters-{number}"
         kafka.create_topic(self.events, 2)
         kafka.create_topic(self.catalogue, 1, {"cleanup.policy": "compact"})
-        kafka.create_topic(self.letters, 2, {"max.message.bytes": "2097152"})
-        self._producer = Producer({"bootstrap.servers": kafka.bootstrap, "acks": "all"})
+        kafka.create_topic(self.letters, 2)
+        self._producer = Producer(
+            {"bootstrap.servers": kafka.bootstrap, "acks": "all", "message.max.bytes": 4_000_000}
+        )
 
     def send(self, topic: str, key: str, value: bytes | None, partition: int = 0) -> None:
         self._producer.produce(topic, value, key.encode("latin-1"), partition)
@@ -52,6 +55,25 @@ class Topics:
             self.letters, letter_value, letter_key, partition, headers=list(headers.items())
         )
         assert self._producer.flush(30) == 0
+
+    def times(self, topic: str) -> dict[bytes | None, int]:
+        """Kafka time of the newest record of each key, epoch milliseconds."""
+        found = {}
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.kafka.bootstrap,
+                "group.id": "t",
+                "enable.partition.eof": True,
+            }
+        )
+        try:
+            for partition in self.kafka.end_offsets(topic):
+                consumer.assign([TopicPartition(topic, partition, 0)])
+                while (message := consumer.poll(20)) is not None and message.error() is None:
+                    found[message.key()] = message.timestamp()[1]
+        finally:
+            consumer.close()
+        return found
 
     def read(self, topic: str) -> list[tuple[int, bytes | None, bytes | None]]:
         """(partition, key, value) of every record."""
@@ -155,6 +177,32 @@ def test_a_replay_sends_the_same_bytes_to_the_same_partition_once(topics: Topics
 
     assert "sent 1 of 1" in run("replay", "--at", "1/0", "--again")[1]
     assert len(topics.read(topics.events)) == 4
+
+
+def test_a_record_comes_back_with_the_time_that_it_had(topics: Topics, run: Run) -> None:
+    sent_ms = now_ms() - 3_600_000
+    topics.refuse(topics.events, "u1", b"x", Origin(0, 1, sent_ms))
+
+    assert "sent 1 of 1" in run("replay", "--all")[1]
+
+    assert topics.times(topics.events) == {b"u1": sent_ms}
+    assert "time    " in run("show", "0/0")[1]
+
+
+def test_a_letter_of_the_largest_record_is_taken_by_a_default_topic_and_not_sent_back(
+    topics: Topics, run: Run
+) -> None:
+    topics.refuse(topics.events, "u1", b"x" * 1_048_398, Origin(0, 1), Reason.TOO_LARGE)
+    topics.refuse("cassandra:products", "p", b"{}", Origin(-1, -1), Reason.REFUSED)
+    topics.refuse(topics.events, "u2", b"x" * 1_040_000, Origin(0, 2), Reason.TOO_LARGE)
+
+    assert "cut from 1,048,400 with the key" in run("list")[1]
+    output = run("replay", "--all")[1]
+
+    assert "left 1: cut: the record is not whole in the letter" in output
+    assert "left 1: not from Kafka (cassandra:products)" in output
+    assert "sent 1 of 3" in output
+    assert topics.read(topics.events) == [(0, b"u2", b"x" * 1_040_000)]
 
 
 def test_a_letter_that_the_restarted_job_wrote_twice_is_one(topics: Topics, run: Run) -> None:

@@ -124,6 +124,19 @@ def test_python_gets_finished_trending_lists_keyed_by_scope(
     assert "trending-sink" in tasks(with_trending)
 
 
+def test_offsets_and_sums_of_trending_are_found_in_older_savepoints(with_trending: Any) -> None:
+    names = {node.getTransformationUID(): node.getOperatorName() for node in nodes(with_trending)}
+    assert "Source" in names["trending-21600000-sums-7"]
+    assert "GlobalGroupAggregate" in names["trending-21600000-sums-1"]
+    # A repeat is known for minutes, the sums for weeks: each has a query, and a TTL, of its own.
+    assert "Deduplicate" in names["trending-21600000-counted-3"]
+
+
+def test_repeats_can_be_counted() -> None:
+    found = nodes(graph_of("--trending-duplicate-s=0"))
+    assert not [one for one in found if "Deduplicate" in one.getOperatorName()]
+
+
 def test_no_join_ends_its_task_manager(with_trending: Any) -> None:
     from pyflink.java_gateway import get_gateway
 

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import Producer
 
 from connectors.dead_letter_tool import main as dead_letter_tool
+from connectors.dead_letters import to_row
 from local.stack import Stack
 from tests import exported_metrics
 from tests.integration.helpers import (
@@ -18,7 +20,7 @@ from tests.integration.helpers import (
     now_ms,
     poisoned_events,
 )
-from udfs.schemas import MAX_FUTURE_MS, encode_event
+from udfs.schemas import MAX_FUTURE_MS, DeadLetter, Origin, Reason, encode_event
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -49,30 +51,47 @@ def test_what_dashboard_and_alerts_ask_for_is_exported_and_a_replay_comes_throug
 ) -> None:
     with busy_job(stack) as pipeline:
         samples = list(exported_metrics.scrape(stack))
-        # Right for another 5 minutes and a bit only in the job's future, then like any other.
         early = click("u1", "p1", ts=now_ms() + MAX_FUTURE_MS + 4000)
         topic = pipeline.topics["events"]
         pipeline.ledger.send(topic, b"u1", encode_event(early))
         pipeline.ledger.flush()
         letters_before = len(pipeline.poisoned)
 
-        def refused() -> str:
-            found = [one.headers["reason"] for one in pipeline.letters()]
-            return "" if len(found) == letters_before + 1 else f"dead letters: {found}"
+        def wait_letters(number: int) -> None:
+            def complaint() -> str:
+                found = [one.headers["reason"] for one in pipeline.letters()]
+                right = len(found) == letters_before + number
+                return "" if right else f"dead letters: {found}"
 
-        eventually(refused, 30)
+            eventually(complaint, 30)
+
+        def replay(reason: str) -> str:
+            where = ["--bootstrap", stack.kafka.bootstrap]
+            where += ["--dead-letters-topic", pipeline.topics["dead-letters"]]
+            assert dead_letter_tool([*where, "replay", "--reason", reason]) == 0
+            return capsys.readouterr().out
+
+        wait_letters(1)
+        # By then its time is no longer ahead of any clock, but its record is judged as before.
         eventually(lambda: "" if early.ts < now_ms() + MAX_FUTURE_MS else "still too early", 30)
-        replay = [
-            *("--bootstrap", stack.kafka.bootstrap),
-            *("--dead-letters-topic", pipeline.topics["dead-letters"]),
-            *("replay", "--reason", "in_the_future"),
-        ]
-        assert dead_letter_tool(replay) == 0
-        assert "sent 1 of 1" in capsys.readouterr().out
-        pipeline.ledger.acknowledged.append(early)
+        assert "sent 1 of 1" in replay("in_the_future")
+        wait_letters(2)
+
+        # What an earlier version refused, and this one takes.
+        taken = click("u1", "p1", ts=now_ms() - 60_000)
+        sent_ms = taken.ts + 7
+        letter = DeadLetter(
+            topic, "u1", encode_event(taken), Reason.MISSING_KEY, "", Origin(0, 10_000, sent_ms)
+        )
+        key, value, headers = to_row(letter)
+        producer = Producer({"bootstrap.servers": stack.kafka.bootstrap})
+        letters = pipeline.topics["dead-letters"]
+        producer.produce(letters, value, key, headers=list(headers.items()))
+        assert producer.flush(30) == 0
+        assert "sent 1 of 1" in replay("missing_key")
+        pipeline.ledger.acknowledged.append(taken)
         pipeline.wait_right()
-        assert dead_letter_tool(replay) == 0
-        assert "sent 0 of 1" in capsys.readouterr().out
+        assert "sent 0 of 1" in replay("missing_key")
 
     missing = [
         one

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
 from connectors.cassandra_schema import ALL_SCOPE, NEWEST_SCOPE, category_scope, newest_scope
+from job.trending import time_sql
 from local.stack import Stack
 from tests.integration.helpers import (
     SPACE,
@@ -19,7 +23,8 @@ from tests.integration.helpers import (
     now_ms,
     poisoned_events,
 )
-from udfs.schemas import MAX_FUTURE_MS, Event, Product
+from udfs.lenient import time_ms
+from udfs.schemas import MAX_FUTURE_MS, MAX_TIMESTAMP_MS, Event, Product
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -159,6 +164,122 @@ def test_lists_equal_a_recomputation_and_survive_a_stop(stack: Stack) -> None:
                 gone.add(name)
         all_of_them()
         assert saved(pipeline, category_scope("cameras"))[0] == []
+
+
+# As a whole number and as text, with a zone and without, and what is none.
+TIMES = [
+    "1732300000123", "1732300000123.0", "1.7323E12", "17323000001235e-1", "1732300000123.5",
+    "2024-11-22T18:26:40Z", "2024-11-22T18:26:40.123456Z", "2024-11-22 20:26:40,07+02:00",
+    "2024-11-22T12:56:40.9-0530", "2024-11-22t18:26z", "2024-02-29T23:59:59.999+23:59",
+    "2024-02-30T00:00:00Z", "2023-02-29T00:00:00Z", "2024-11-22T24:00:00Z",
+    "2024-11-22T18:26:60Z", "2024-11-22T18:26:40", "2024-11-22T18:26:40+24:00", "2024-11-22",
+    "yesterday", "", "-5", "1e400", "99999999999999999999", "true", "1732300000123\n", "0x10",
+]  # fmt: skip
+
+
+def test_sql_reads_times_as_the_job_does() -> None:
+    from pyflink.table import EnvironmentSettings, TableEnvironment
+
+    tables = TableEnvironment.create(EnvironmentSettings.in_batch_mode())
+    # No zone of the machine's may matter.
+    tables.get_config().set("table.local-time-zone", "Asia/Kolkata")
+    rows = tables.from_elements(list(enumerate(TIMES)), ["n", "ts"])
+    tables.create_temporary_view("times", rows)
+    found = tables.execute_sql(f"SELECT n, {time_sql('ts')} FROM times").collect()
+    read = {row[0]: row[1] for row in found}
+
+    def by_the_job(text: str) -> int | None:
+        try:
+            at = time_ms(text)
+        except ValueError:
+            return None
+        return at if isinstance(at, int) and at <= MAX_TIMESTAMP_MS else None
+
+    wanted = {text: by_the_job(text) for text in TIMES}
+    in_range = {
+        text: at if at is not None and at <= MAX_TIMESTAMP_MS else None
+        for text, at in ((TIMES[n], at) for n, at in read.items())
+    }
+    assert in_range == wanted
+    assert sum(at is not None for at in wanted.values()) == 9
+
+
+def wire(**changed: object) -> bytes:
+    fields = {"event_id": uuid.uuid4().hex, "user_id": "u1", "type": "click", "product_id": "p1"}
+    return json.dumps({**fields, "ts": now_ms(), **changed}).encode()
+
+
+def test_a_repeat_counts_once_and_other_forms_count_as_what_they_mean(stack: Stack) -> None:
+    names = [*(f"p{number}" for number in range(6)), "632910392"]
+    with Pipeline.create(stack, "repeats", *OPTIONS, partitions=1) as pipeline:
+        pipeline.upsert(
+            (Product(one, SPACE, "", title=one, category="phones"), vector)
+            for one, vector in zip(names, VECTORS, strict=False)
+        )
+        pipeline.submit()
+
+        def post(key: str, value: bytes) -> None:
+            pipeline.ledger.send(pipeline.topics["events"], key.encode(), value)
+
+        at = now_ms()
+        iso = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+        # p0: one event four times, also with new times, and one of another user with that id.
+        for late in (0, 0, 1500, 2500):
+            post("u1", wire(event_id="e1", product_id="p0", ts=at + late))
+        post("u2", wire(event_id="e1", product_id="p0", user_id="u2"))
+        # p1, p2: two lines of one order.
+        for line in ("p1", "p2"):
+            post("u1", wire(event_id="order-1", type="purchase", product_id=line))
+        # Of each form one, with numbers as ids.
+        post("12345", wire(user_id=12345, product_id=632910392, event_id=7, ts=float(at)))
+        post("12345", wire(user_id=12345, product_id="632910392", event_id="7", ts=str(at)))
+        post("u3", wire(user_id="u3", product_id="p3", ts=iso))
+        post("u3", wire(user_id="u3", product_id="p3", ts=iso.replace("+00:00", "Z")))
+        # What the recommender refuses does not count: p4 and p5 stay without one.
+        for refused in (
+            wire(product_id="p4", ts=at // 1000),
+            wire(product_id="p4", ts=at * 1000),
+            wire(product_id="p4", ts=at + 2 * MAX_FUTURE_MS),
+            wire(product_id="p4", ts=iso[:19]),
+            wire(product_id="p4", ts=at + 0.5),
+            wire(product_id="p4", ts=None),
+            wire(product_id="p4", event_id=""),
+            wire(product_id="p4", event_id=None),
+            wire(product_id="p4", event_id="x" * 129),
+        ):
+            post("u1", refused)
+        post("undefined", wire(product_id="p5", user_id=" Undefined "))
+        post("0", wire(product_id="p5", user_id=0))
+        post("", wire(product_id="p5", user_id=None))
+        # The last: what came before it has been read.
+        post("u9", wire(product_id="p3", user_id="u9"))
+        pipeline.ledger.flush()
+
+        wanted = {"p0": 2, "p1": 3, "p2": 3, "632910392": 1, "p3": 3}
+
+        def complaint() -> str:
+            found = {name: round(score, 1) for name, score in saved(pipeline, ALL_SCOPE)[0]}
+            right = found.keys() == wanted.keys() and all(
+                found[name] == pytest.approx(count, rel=0.05) for name, count in wanted.items()
+            )
+            return "" if right else f"{found}, not {wanted}\n{pipeline.failures()}"
+
+        eventually(complaint, 60)
+
+
+def test_a_record_with_shifted_columns_does_not_reach_the_lists(stack: Stack) -> None:
+    with Pipeline.create(stack, "shifted", *OPTIONS, partitions=1) as pipeline:
+        upsert(pipeline, *NAMES[:3])
+        shifted = Product("shifted", SPACE, "", title="x", category="c" * 70_000)
+        pipeline.upsert([(shifted, VECTORS[3])])
+        pipeline.upsert([(Product("p3", SPACE, "", title="p3", category="phones"), VECTORS[3])])
+        pipeline.submit()
+        pipeline.send([click("u1", "shifted"), click("u1", "p3"), click("u1", "p1")])
+        pipeline.wait_saved()
+        wait_trending(pipeline, ALL_SCOPE, lambda name: name != "shifted")
+        newest = [one for one, _ in saved(pipeline, NEWEST_SCOPE)[0]]
+        assert sorted(newest) == [*NAMES[:3], "p3"]
+        assert stack.flink.restarts(pipeline.job) == 0, pipeline.failures()
 
 
 def test_lists_that_cannot_be_saved_do_not_hold_up_the_recommender(stack: Stack) -> None:

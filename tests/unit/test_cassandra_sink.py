@@ -107,7 +107,7 @@ def test_dead_letter_passes_whole_with_its_headers(
     assert headers.pop("failed_at").isdigit()
     assert headers == {
         "reason": "not_json", "detail": "d" * 1000, "topic": "events", "partition": "3",
-        "offset": "9",
+        "offset": "9", "timestamp": "0",
     }  # fmt: skip
     assert writer.calls == []
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,17 +51,26 @@ def letter(
     detail=st.text(max_size=900),
     partition=st.integers(0, 2**31 - 1),
     offset=st.integers(0, 2**63 - 1),
+    timestamp_ms=st.integers(0, 2**50),
 )
 def test_a_letter_is_read_as_the_job_writes_it(
-    key: str, value: bytes | None, reason: Reason, detail: str, partition: int, offset: int
+    key: str,
+    value: bytes | None,
+    reason: Reason,
+    detail: str,
+    partition: int,
+    offset: int,
+    timestamp_ms: int,
 ) -> None:
-    row = to_row(DeadLetter("events", key, value, reason, detail, Origin(partition, offset)))
+    origin = Origin(partition, offset, timestamp_ms)
+    row = to_row(DeadLetter("events", key, value, reason, detail, origin))
     row_key, row_value, headers = row
 
     read = Letter.read(Place(1, 2), row_key, row_value, headers.items())
 
     assert (read.key, read.value) == (key.encode("latin-1"), value)
     assert (read.reason, read.topic, read.origin) == (reason, "events", (partition, offset))
+    assert (read.timestamp_ms, read.truncated) == (timestamp_ms, None)
     # A header is UTF-8; half a character in a detail is not.
     assert read.detail == detail.encode("utf-8", "replace").decode()
     assert abs(read.failed_at_ms / 1000 - datetime.now(UTC).timestamp()) < 600
@@ -212,3 +223,84 @@ def test_marks_differ_where_records_do() -> None:
     marks: list[Mark] = [("a", 0, 1), ("a", 1, 0), ("a", 0, 11), ("b", 0, 1)]
 
     assert len({mark_key(mark) for mark in marks}) == 4
+
+
+def size_in_kafka(row: Any) -> int:
+    """What a record batch with this one record takes, by the format's own description."""
+    key, value, headers = row
+
+    def varint(number: int) -> int:
+        encoded = number << 1
+        return max(1, -(-encoded.bit_length() // 7))
+
+    body = 1 + 10 + 1 + varint(len(key)) + len(key) + varint(len(value or b"")) + len(value or b"")
+    body += varint(len(headers))
+    for name, text in headers.items():
+        body += varint(len(name)) + len(name.encode()) + varint(len(text)) + len(text)
+    return 61 + varint(body) + body
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (2, 1_048_398),
+        (0, 1_048_588),
+        (128, 4_000_000),
+        (1_048_000, None),
+        (1_048_000, 0),
+        (1_048_000, 300),
+        (900_000, 900_000),
+        (2_000_000, 2_000_000),
+    ],
+)
+@pytest.mark.parametrize("detail", ["", "漢" * 5000])
+def test_a_letter_that_does_not_fit_a_default_topic_is_cut_and_says_so(
+    key: int, value: int | None, detail: str
+) -> None:
+    payload = None if value is None else b"x" * value
+    origin = Origin(2**31 - 1, 2**63 - 1, 1_732_300_000_123)
+    row = to_row(DeadLetter("t" * 249, "k" * key, payload, Reason.TOO_LARGE, detail, origin))
+
+    assert size_in_kafka(row) <= 1_048_588
+    read = Letter.read(Place(0, 0), row[0], row[1], row[2].items())
+    assert read.truncated == key + (value or 0)
+    assert read.kept_back
+    assert f"cut from {read.truncated:,}" in read.line()
+    assert (b"k" * key).startswith(read.key or b"")
+    if payload is not None:
+        assert payload.startswith(read.value or b"")
+
+
+def test_a_letter_that_fits_is_whole() -> None:
+    origin = Origin(0, 1, 1_732_300_000_123)
+    row = to_row(DeadLetter("events", "k", b"x" * 1_047_000, Reason.TOO_LARGE, "", origin))
+
+    read = Letter.read(Place(0, 0), row[0], row[1], row[2].items())
+
+    assert len(read.value or b"") == 1_047_000
+    assert read.truncated is None
+    assert not read.kept_back
+    assert read.sent_ms == read.timestamp_ms == 1_732_300_000_123
+
+
+def test_what_is_not_whole_or_not_from_kafka_is_never_sent_back() -> None:
+    cut = replace(letter(1), truncated=2_000_000)
+    row = replace(letter(2), topic="cassandra:products", origin=Place(-1, -1))
+    good = letter(3)
+
+    for again in (False, True):
+        decided = plan([cut, row, good], IDS, frozenset(), {}, again=again)
+        assert [one for _, one in decided.send] == [good]
+        assert decided.left == {
+            "cut: the record is not whole in the letter": 1,
+            "not from Kafka (cassandra:products)": 1,
+        }
+
+
+def test_a_letter_of_an_earlier_version_is_sent_with_the_time_when_it_failed() -> None:
+    headers = {"reason": "not_json", "detail": "", "topic": "events", "partition": "0",
+               "offset": "4", "failed_at": "1732300000999"}  # fmt: skip
+    old = Letter.read(Place(0, 0), b"u", b"{", [(k, v.encode()) for k, v in headers.items()])
+
+    assert (old.timestamp_ms, old.sent_ms) == (0, 1_732_300_000_999)
+    assert not old.kept_back

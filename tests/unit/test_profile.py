@@ -44,6 +44,7 @@ from udfs.schemas import (
     decode_event,
     decode_product,
     decode_vector,
+    frame_record,
     split_record,
 )
 
@@ -510,10 +511,18 @@ def test_golden_records_are_read() -> None:
     assert payload.decode() == expected["payload"]
     assert (origin.partition, origin.offset) == (expected["partition"], expected["offset"])
 
-    expected = json.loads((GOLDEN / "event_v1.json").read_text())
-    key = expected["user_id"].encode().decode("latin-1")
-    made = decode_event(key, (GOLDEN / "event_v1.bin").read_bytes(), NOW_MS)
-    assert {name: getattr(made, name) for name in expected} == expected
+    expected = json.loads((GOLDEN / "pending_v2.json").read_text())
+    framed = (GOLDEN / "pending_v2.bin").read_bytes()
+    payload, origin = split_record(framed)
+    assert payload is not None
+    assert {"payload": payload.decode(), **origin._asdict()} == expected
+    assert frame_record(payload, origin) == framed
+
+    for version in (1, 2):
+        expected = json.loads((GOLDEN / f"event_v{version}.json").read_text())
+        key = expected["user_id"].encode().decode("latin-1")
+        made = decode_event(key, (GOLDEN / f"event_v{version}.bin").read_bytes(), NOW_MS)
+        assert {name: getattr(made, name) for name in expected} == expected
 
     expected = json.loads((GOLDEN / "product_v1.json").read_text())
     product, vector = decode_product("p3", (GOLDEN / "product_v1.bin").read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -629,6 +630,43 @@ def test_user_id_outside_ascii_is_saved_under_its_own_name(shop: Harness) -> Non
     shop.event(1, "ü漢😀")
     shop.advance(1000)
     assert shop.listed() == ["ü漢😀"]
+
+
+def test_the_future_is_judged_by_the_records_time_and_not_by_the_clock(clock: Clock) -> None:
+    shop = Harness(clock, replace(CONFIG, max_future_ms=60_000))
+    payload = event_json(ts=START_MS + 60_000)
+    shop.backend.key = "u"
+    for kafka_ms, letters in ((START_MS - 1, 1), (START_MS, 1), (START_MS - 1, 2)):
+        # A replay a day later is judged as the first time.
+        shop._take(
+            shop._function.process_element(
+                frame_record(payload, Origin(0, 1, kafka_ms)), shop._context
+            )
+        )
+        assert len(shop.letters()) == letters
+        clock.now_ms += 86_400_000
+    assert {one.reason for one in shop.letters()} == {Reason.IN_THE_FUTURE}
+    assert {one.origin for one in shop.letters()} == {Origin(0, 1, START_MS - 1)}
+
+
+def test_the_ids_of_nobody_are_those_of_the_option(clock: Clock) -> None:
+    shop = Harness(clock, replace(CONFIG, placeholder_ids=frozenset({"walk-in"})))
+    shop.event(1, "walk-in")
+    shop.event(2, "guest")
+    assert [one.reason for one in shop.letters()] == [Reason.PLACEHOLDER]
+
+
+def test_a_frame_of_the_first_version_that_waits_in_the_state_is_saved(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(0)
+    # Accepted by a version that took seconds for a time and anybody for a user.
+    old = b"0 7 v " + event_json(event_id="old", ts=1_795_639_289, user_id="guest")
+    shop.backend.lists["guest"] = [old]
+    shop.send(event_json(event_id="e1", type="click", user_id="other", ts=clock.now_ms), "other")
+    shop.backend.key = "guest"
+    touched = shop._function._touch("guest", shop._context, clock.now_ms)
+    assert [one.event.event_id for one in touched.events] == ["old"]
+    shop.backend.key = None
 
 
 @pytest.mark.parametrize("mode", [THREAD_MODE, PROCESS_MODE])

@@ -1,0 +1,79 @@
+"""What is wrong with the job's topics, by their settings alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from connectors.topic_check import Found, Topics, problems
+from local.cli import TOPICS
+
+NAMES = Topics("e", "c", "d")
+GOOD: dict[str, dict[str, str]] = {
+    "e": {"cleanup.policy": "delete"},
+    "c": {"cleanup.policy": "compact", "delete.retention.ms": "86400000"},
+    "d": {
+        "cleanup.policy": "delete",
+        "max.message.bytes": "1048588",
+        "retention.ms": "604800000",
+    },
+}
+
+
+def found(**changed: dict[str, str]) -> list[str]:
+    settings = {name: {**GOOD[name], **changed.get(name, {})} for name in NAMES}
+    return problems(NAMES, Found(settings), "kafka:9092")
+
+
+def test_topics_with_a_brokers_defaults_are_right_but_for_the_compacted_one() -> None:
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("topic", "name", "value", "remedy"),
+    [
+        ("c", "cleanup.policy", "delete", "compact"),
+        ("c", "cleanup.policy", "compact,delete", "compact"),
+        ("c", "delete.retention.ms", "3600000", "86400000"),
+        ("d", "max.message.bytes", "1000000", "1048588"),
+        ("d", "retention.ms", "-1", "2592000000"),
+        ("d", "cleanup.policy", "compact", "delete"),
+        ("e", "cleanup.policy", "compact", "delete"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(
+    topic: str, name: str, value: str, remedy: str
+) -> None:
+    (problem,) = found(**{topic: {name: value}})
+    assert f"topic {topic}: {name} is {value}" in problem
+    assert (
+        "kafka-configs.sh --bootstrap-server kafka:9092 --alter --entity-type topics"
+        f" --entity-name {topic} --add-config {name}={remedy}"
+    ) in problem
+
+
+def test_a_missing_topic_is_named_with_the_command_that_makes_it_right() -> None:
+    (problem,) = problems(NAMES, Found({}, frozenset({"c"})), "kafka:9092")
+    assert "topic c does not exist" in problem
+    assert "--create --topic c" in problem
+    assert "--config cleanup.policy=compact" in problem
+
+
+def test_what_kafka_does_not_tell_is_no_problem() -> None:
+    not_told = dict.fromkeys(NAMES, "TopicAuthorizationException: no")
+    assert problems(NAMES, Found(not_told=not_told), "kafka:9092") == []
+
+
+def test_the_topics_of_the_local_stack_are_right() -> None:
+    names = Topics(*TOPICS)
+    defaults: dict[str, Any] = {
+        "cleanup.policy": "delete",
+        "max.message.bytes": "1048588",
+        "delete.retention.ms": "86400000",
+        "retention.ms": "604800000",
+    }
+    settings = {name: {**defaults, **config} for name, (_, config) in TOPICS.items()}
+    assert problems(names, Found(settings), "") == []
+    assert settings["catalogue"]["delete.retention.ms"] == str(7 * 86_400_000)
+    assert settings["dead-letters"]["retention.ms"] == str(30 * 86_400_000)
