@@ -172,14 +172,19 @@ check-alerts: ## Check the Prometheus configuration and play series against the 
 	@promtool check config --syntax-only flink-conf/prometheus/prometheus.yml
 	@promtool test rules flink-conf/prometheus/alerts_test.yml
 
-UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --all-extras --generate-hashes \
-	--python-version 3.11 --no-header --no-annotate --output-file requirements.lock
+UV_COMPILE = $(PY) -m uv pip compile pyproject.toml --quiet --generate-hashes \
+	--python-version 3.11 --no-header --no-annotate
+# What the image installs: the same versions, without the tools of development.
+UV_COMPILE_RUNTIME = $(UV_COMPILE) --constraint requirements.lock \
+	--output-file requirements-runtime.lock
 
-lock: env ## Write requirements.lock anew from pyproject.toml, keeping versions where possible
-	@$(UV_COMPILE)
+lock: env ## Write both locks anew from pyproject.toml, keeping versions where possible
+	@$(UV_COMPILE) --all-extras --output-file requirements.lock
+	@$(UV_COMPILE_RUNTIME)
 
 upgrade: env ## The same with the newest versions
-	@$(UV_COMPILE) --upgrade
+	@$(UV_COMPILE) --all-extras --output-file requirements.lock --upgrade
+	@$(UV_COMPILE_RUNTIME) --upgrade
 
 evaluate: env ## Lists against the log that follows: make evaluate EVENTS=log.jsonl.gz SPLIT=2022-03-01
 	@test -n "$(EVENTS)" -a -n "$(SPLIT)" || { \

@@ -49,7 +49,8 @@ class Recommendations(msgspec.Struct, frozen=True, gc=False):
     items come from elsewhere, "none" where there is nothing at all to show. ``event_ts`` is the
     time of the newest event that the list knows of, ``generated_at`` that of its making, and
     ``freshness_ms`` lies between the two. ``degraded`` says that the list could not be read, or
-    that there is nothing to show while a store does not answer; ``variant`` names the setting that made it where several are compared.
+    that there is nothing to show while a store does not answer; ``variant`` names the setting that
+    made it where several are compared.
     """
 
     user_id: str

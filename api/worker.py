@@ -13,11 +13,11 @@ At each system call a thread gives the interpreter away and has to wait for it a
 answer's head and body leave together, a socket that blocks is not told to, and a request without
 a body is not searched for the rest of it.
 
-A thread belongs to a client from the first byte of a request to the last of its answer, and gunicorn
-sets no limit to either. Here a connection is shut down whose client does not send a request's head
-in time, or whose request and answer together take too long; the thread then sees an end. A look
-once a second by the main thread, and not a time limit of the socket: that would be for each of the
-client's bytes anew, and a system call more for each request.
+A thread belongs to a client from a request's first byte to its answer's last, and gunicorn sets no
+limit to either. Here a connection is shut down whose client does not send a request's head in time,
+or takes too long for the rest and the answer; the thread then sees an end. The main thread looks
+once a second. A time limit of the socket would be for each of the client's bytes anew, and a system
+call more for each request.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
 from connectors.product_rows import ProductRow
-from connectors.request_budget import count_reads
 from connectors.recommendation_store import (
     DEFAULT_MAX_DAYS,
     MS_A_DAY,
@@ -24,6 +23,7 @@ from connectors.recommendation_store import (
     erasure_of,
     window_start,
 )
+from connectors.request_budget import count_reads
 
 
 class InMemoryRecommendationStore:

@@ -95,14 +95,19 @@ def test_secured_service_is_scraped_as_the_shipped_configuration_says(
     assert requests.get(url + path, timeout=30).status_code == 401
 
 
+_HALF_A_BODY = (
+    b"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer rk_sends\r\n"
+    b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"user_id":'
+)
+
+
 @pytest.mark.parametrize(
     "half",
     [
         b"",
         b"G",
         b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Never: ",
-        b"POST /v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer rk_sends\r\n"
-        b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"user_id":',
+        _HALF_A_BODY,
     ],
     ids=["nothing", "a letter", "half a head", "half a body"],
 )

@@ -131,12 +131,12 @@ class TestTime:
         clock = Clock(monkeypatch)
         store = SlowStore(clock, 0.0)
         breaker = BreakerStore("cassandra", store)
-        _, token = request_budget.begin(1.0)
+        request_budget.begin(1.0)
         clock.now += 1.0
         for _ in range(20):
             with pytest.raises(StoreTimeout, match="over"):
                 breaker.ping()
-        request_budget.end(token)
+        request_budget.end()
         breaker.ping()
         assert store.reads == 1
 
@@ -147,10 +147,10 @@ class TestTime:
         store = LazyRecommendationStore("s", lambda: pytest.fail("opened"), wait_seconds=2.0)
         monkeypatch.setattr(store, "start", lambda: None)
         monkeypatch.setattr(store._tried, "wait", waited.append)
-        _, token = request_budget.begin(0.0)
+        request_budget.begin(0.0)
         with pytest.raises(StoreUnavailable):
             store.ping()
-        request_budget.end(token)
+        request_budget.end()
         assert waited == [0.0]
 
 
@@ -175,7 +175,7 @@ class Session:
     def __init__(self) -> None:
         self.limits: list[float | None] = []
 
-    def prepare(self, statement: str) -> Any:
+    def prepare(self, _statement: str) -> Any:
         class Prepared:
             result_metadata: tuple[Any, ...] = ()
 
@@ -190,15 +190,15 @@ class TestCassandra:
     def test_its_time_is_what_the_request_has_left_and_each_statement_is_counted(self) -> None:
         session = Session()
         store = CassandraRecommendationStore(session, "k", timeout_seconds=2.0)
-        budget, token = request_budget.begin(0.5)
+        request_budget.begin(0.5)
         store.recommendations("u")
         store.products(["a", "b", "c"])
         store.trending("all")
         store.products_in("all:0", limit=1)
-        assert budget.reads == 4
+        assert request_budget.end() == 4
+        request_budget.begin(0.5)
         store.events("u", start=0, end=40 * DAY, limit=10)
-        request_budget.end(token)
-        assert budget.reads == 4 + 31
+        assert request_budget.end() == 31
         days = [limit for limit in session.limits if limit is not None]
         assert len(days) == 31
         assert max(days) <= 0.5
@@ -206,11 +206,10 @@ class TestCassandra:
     def test_without_time_no_days_are_read(self) -> None:
         session = Session()
         store = CassandraRecommendationStore(session, "k", timeout_seconds=2.0)
-        budget, token = request_budget.begin(-1.0)
+        request_budget.begin(-1.0)
         with pytest.raises(StoreTimeout):
             store.events("u", start=0, end=1, limit=1)
-        request_budget.end(token)
-        assert (session.limits, budget.reads) == ([], 0)
+        assert (session.limits, request_budget.end()) == ([], 0)
 
 
 class TestUnits:
@@ -315,9 +314,9 @@ class TestUnits:
 
 
 class TestEndedWorker:
-    def counts(self, folder: Path, pid: int, counts: dict[str, float]) -> None:
+    def counts(self, pid: int, counts: dict[str, float]) -> None:
         """Write the counter as a worker of several does."""
-        value = values.MultiProcessValue(lambda: pid)
+        value = values.MultiProcessValue(lambda: pid)  # type: ignore[no-untyped-call]
         for outcome, count in counts.items():
             value(
                 *("counter", EVENTS_METRIC, f"{EVENTS_METRIC}_total", ("outcome",), (outcome,)),
@@ -341,10 +340,11 @@ class TestEndedWorker:
         monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
         return tmp_path
 
-    def test_its_counts_stay_and_what_nobody_told_of_is_lost(self, folder: Path) -> None:
+    @pytest.mark.usefixtures("folder")
+    def test_its_counts_stay_and_what_nobody_told_of_is_lost(self) -> None:
         counts = dict.fromkeys(OUTCOMES, 0.0) | {"sent": 10.0, "delivered": 6.0, "failed": 1.0}
-        self.counts(folder, 11, counts)
-        self.counts(folder, 12, counts)
+        self.counts(11, counts)
+        self.counts(12, counts)
         assert forget_worker(11) == 3
         assert self.total() == {
             "sent": 20.0,
@@ -355,7 +355,7 @@ class TestEndedWorker:
         }
         # Another process with the same number has its own events only.
         assert forget_worker(11) == 0
-        self.counts(folder, 11, {"sent": 5.0, "delivered": 5.0})
+        self.counts(11, {"sent": 5.0, "delivered": 5.0})
         assert forget_worker(11) == 0
         assert self.total()["lost"] == 3.0
 

@@ -20,11 +20,13 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from api.access import KEY_PREFIX, ApiKey, hash_key
 from api.config import ApiConfig
+from connectors.recommendation_store import StoreUnavailable
 from job.options import parse
 from local import cli, flink_config
 from local.processes import PROJECT
 from tests import exported_metrics
 from tests.exported_metrics import Sample, Selector, selectors
+from tests.unit.api_doubles import Shop
 
 QUERIES = exported_metrics.queries()
 RUNBOOK = (PROJECT / "flink-conf" / "RUNBOOK.md").read_text(encoding="utf-8")
@@ -308,6 +310,41 @@ def test_secrets_are_named_and_never_written() -> None:
         one for one in DEPLOYMENT["podTemplate"]["spec"]["volumes"] if one["name"] == "secrets"
     )
     assert volume["secret"]["secretName"] == "recommender-secrets"
+
+
+def test_probes_of_the_service_need_neither_a_key_nor_a_store() -> None:
+    container = MANIFESTS["Deployment recommender-api"]["spec"]["template"]["spec"]["containers"][0]
+    shop = Shop(ApiConfig(keys=(ApiKey("one", hash_key(KEY_PREFIX), ("ingest",)),)))
+    shop.store.failure = StoreUnavailable("cassandra", "gone")
+
+    for probe in ("livenessProbe", "readinessProbe"):
+        path = container[probe]["httpGet"]["path"]
+        # As the kubelet asks: by the pod's address, and from elsewhere.
+        response = shop.client.get(
+            path, headers={"Host": "10.1.2.3:8080"}, environ_overrides={"REMOTE_ADDR": "10.1.2.1"}
+        )
+        assert response.status_code == 200
+
+
+def test_pod_is_given_the_time_that_the_service_takes_to_end() -> None:
+    pod = MANIFESTS["Deployment recommender-api"]["spec"]["template"]["spec"]
+    pause = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    gunicorn = (PROJECT / "api" / "gunicorn.conf.py").read_text(encoding="utf-8")
+    (base,) = re.findall(r"graceful_timeout = (\d+) \+", gunicorn)
+
+    needed = pause + int(base) + ApiConfig().flush_seconds
+
+    assert pod["terminationGracePeriodSeconds"] > needed
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus-kubernetes.yml"])
+def test_the_key_for_the_metrics_is_sent_and_stands_in_no_file_of_the_repository(name: str) -> None:
+    config = yaml.safe_load((exported_metrics.PROMETHEUS / name).read_text(encoding="utf-8"))
+    for job in config["scrape_configs"]:
+        assert ("authorization" in job) == (job["job_name"] == "recommender-api")
+        file = job.get("authorization", {}).get("credentials_file", "metrics-key")
+        ignored = (PROJECT / ".gitignore").read_text(encoding="utf-8").splitlines()
+        assert file.startswith("/") or f"/flink-conf/prometheus/{file}" in ignored
 
 
 def test_pods_are_scraped_where_their_metrics_are() -> None:
