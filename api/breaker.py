@@ -46,39 +46,37 @@ class _Circuit:
         self._clock = clock
         self._lock = threading.Lock()
         # Whether a call timed out. An append needs no lock, and is all that a good call does.
-        self._late: deque[bool] = deque(maxlen=WINDOW)
+        self.late: deque[bool] = deque(maxlen=WINDOW)
         # When the next try is; None while all is well.
-        self._next_try: float | None = None
+        self.next_try: float | None = None
 
     def lets_through(self) -> bool:
-        """Tell whether a call may be made; where the circuit is open, it is the one that tries."""
-        if self._next_try is None:
-            return True
+        """Tell whether a call may be made, the one that tries, while the circuit is open."""
         with self._lock:
-            now, next_try = self._clock(), self._next_try
+            now, next_try = self._clock(), self.next_try
             if next_try is not None:
                 if now < next_try:
                     return False
-                self._next_try = now + self._pause
+                self.next_try = now + self._pause
             return True
 
     def answered(self) -> None:
         """Note that a call was answered in time."""
-        if self._next_try is not None:
+        if self.next_try is not None:
             with self._lock:
-                self._late.clear()
-                self._next_try = None
-        self._late.append(False)
+                self.late.clear()
+                self.next_try = None
+        self.late.append(False)
 
     def timed_out(self) -> None:
         """Note that a call was not."""
         with self._lock:
-            self._late.append(True)
-            calls = len(self._late)
-            if self._next_try is not None or (
-                calls >= LEAST_CALLS and self._late.count(True) >= TOO_MANY * calls
+            self.late.append(True)
+            calls = len(self.late)
+            if self.next_try is not None or (
+                calls >= LEAST_CALLS and self.late.count(True) >= TOO_MANY * calls
             ):
-                self._next_try = self._clock() + self._pause
+                self.next_try = self._clock() + self._pause
 
 
 class BreakerStore:
@@ -154,7 +152,7 @@ class BreakerStore:
         # store.
         if is_over():
             raise StoreTimeout(self._name, "the time of the request is over")
-        if not circuit.lets_through():
+        if circuit.next_try is not None and not circuit.lets_through():
             raise StoreTimeout(self._name, "has not answered lately")
         try:
             found = call()

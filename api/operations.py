@@ -163,26 +163,27 @@ def route(
             if scope is None:
                 return view(**arguments(path))
             parts = services()
+            limiter = parts.limiter
             g.caller = caller = admitted(scope, path)
-            budget, token = request_budget.begin(parts.config.request_limit)
+            request_budget.begin(parts.config.request_limit)
             try:
                 if body is None:
-                    charge(scope, 1)
+                    _pay(scope, limiter.take(caller.key, scope))
                     return view(**arguments(path))
                 # What it costs stands in its body: above the limit that need not be read.
-                _refuse(scope, parts.limiter.exhausted(caller.key, scope))
+                _pay(scope, limiter.exhausted(caller.key, scope))
                 try:
                     given = arguments(path)
                 except ProblemError:
-                    parts.limiter.owe(caller.key, scope, 1)
+                    limiter.owe(caller.key, scope, 1)
                     raise
-                charge(scope, operation.units(given["body"]))
+                _pay(scope, limiter.take(caller.key, scope, operation.units(given["body"])))
                 return view(**given)
             finally:
-                request_budget.end(token)
+                reads = request_budget.end()
                 # What was read is paid for afterwards, since nobody knows before.
-                if budget.reads > 1:
-                    parts.limiter.owe(caller.key, scope, budget.reads - 1)
+                if reads > 1:
+                    limiter.owe(caller.key, scope, reads - 1)
 
         setattr(checked, _ATTRIBUTE, operation)
         blueprint.add_url_rule(rule, view.__name__, checked, methods=[method])
@@ -196,17 +197,8 @@ def _is_one_segment(rule: str) -> bool:
     return raw.partition("?")[0].count("/") == rule.count("/")
 
 
-def charge(scope: Scope, units: int) -> None:
-    """Take all ``units`` of this request of the caller's limit, at once.
-
-    Raises:
-        ProblemError: They are above the limit; none was taken.
-    """
-    caller: Caller = g.caller
-    _refuse(scope, services().limiter.take(caller.key, scope, units))
-
-
-def _refuse(scope: Scope, wait: float) -> None:
+def _pay(scope: Scope, wait: float) -> None:
+    """Refuse a request that must wait for its units."""
     if wait:
         detail = f"above the rate limit of the scope {scope}"
         raise ProblemError(

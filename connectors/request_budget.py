@@ -1,64 +1,50 @@
 """What a request may still take and has read so far; the stores below take their limits from it.
 
-Whoever answers a request begins a budget in its thread. Without one, as in a background thread,
+Whoever answers a request begins a budget for its thread. Without one, as in a background thread,
 each call has the store's own time limit.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+import threading
 from time import monotonic
 from typing import Final
 
 
-class RequestBudget:
-    """The time and the reads of one request.
-
-    Args:
-        seconds: What all its calls together may take.
-    """
-
-    __slots__ = ("_ends", "reads")
-
-    def __init__(self, seconds: float) -> None:
-        self._ends = monotonic() + seconds
-        # Statements that were sent to a store.
-        self.reads = 0
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left; negative when the time is over."""
-        return self._ends - monotonic()
+class _Budget(threading.local):
+    # When the time is over; None while there is no budget.
+    ends: float | None = None
+    # Statements that were sent to a store.
+    reads = 0
 
 
-_current: Final[ContextVar[RequestBudget | None]] = ContextVar("request_budget", default=None)
+_budget: Final = _Budget()
 
 
-def begin(seconds: float) -> tuple[RequestBudget, Token[RequestBudget | None]]:
-    """Begin a budget for what this thread does until `end` is called with the token."""
-    budget = RequestBudget(seconds)
-    return budget, _current.set(budget)
+def begin(seconds: float) -> None:
+    """Begin a budget for what this thread does until `end`: all of it may take ``seconds``."""
+    _budget.ends = monotonic() + seconds
+    _budget.reads = 0
 
 
-def end(token: Token[RequestBudget | None]) -> None:
-    """End the budget that `begin` has begun."""
-    _current.reset(token)
+def end() -> int:
+    """End the budget; returns how many statements were sent to a store."""
+    _budget.ends = None
+    return _budget.reads
 
 
 def time_limit(seconds: float) -> float:
     """Return how long a call that may take ``seconds`` may take now, at least 0."""
-    budget = _current.get()
-    return seconds if budget is None else max(0.0, min(seconds, budget.left))
+    ends = _budget.ends
+    return seconds if ends is None else max(0.0, min(seconds, ends - monotonic()))
 
 
 def is_over() -> bool:
     """Tell whether the request has no time left."""
-    budget = _current.get()
-    return budget is not None and budget.left <= 0
+    ends = _budget.ends
+    return ends is not None and ends <= monotonic()
 
 
 def count_reads(statements: int = 1) -> None:
     """Note that statements are sent to a store."""
-    budget = _current.get()
-    if budget is not None:
-        budget.reads += statements
+    _budget.reads += statements

@@ -151,7 +151,7 @@ def test_without_keys_only_this_machine_is_served(address: str, host: str, statu
         "X-Forwarded-For: 203.0.113.7",
         "X-Forwarded-Host: shop.example",
         "X-Forwarded-Proto: https",
-        "X-Forwarded-Anything: x",
+        "X-Forwarded-Prefix: /shop",
         "Forwarded: for=203.0.113.7",
         "Via: 1.1 vegur",
         "X-Real-IP: 203.0.113.7",

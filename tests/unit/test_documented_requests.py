@@ -18,12 +18,12 @@ from api.config import ApiConfig
 from connectors.event_client import make_event
 from connectors.recommendation_store import RecommendationList
 from tests.unit.api_doubles import NOW, Shop, product
+from udfs.schemas import CONTROL_TYPES, TEXT_DIMENSIONS, decode_event
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPT = ROOT / "connectors/examples/events.sh"
 SERVICE_PORT = 8080
-TEXT_DIMENSIONS = 64
 # Before a block whose requests are wrong on purpose.
 REFUSED = "<!-- refused -->"
 
@@ -100,6 +100,9 @@ def of_json(where: str, text: str, *, refused: bool) -> Request | None:
     if not isinstance(found, dict):
         return None
     method = "POST"
+    if found.get("type") in CONTROL_TYPES:
+        # A record of the topic, which no client may post.
+        return None
     if "events" in found or {"user_id", "type"} <= found.keys():
         path = "/v1/events"
     elif "products" in found:
@@ -112,6 +115,11 @@ def of_json(where: str, text: str, *, refused: bool) -> Request | None:
     return Request(where, method, path, headers, json.dumps(found), refused)
 
 
+def documents(block: str) -> list[str]:
+    """The JSON documents of a block: one, or one a line."""
+    return [block] if whole(block) is not None else block.splitlines()
+
+
 def requests_of(page: Path) -> Iterator[Request]:
     text = page.read_text()
     for kind, block, refused in blocks(page):
@@ -121,8 +129,8 @@ def requests_of(page: Path) -> Iterator[Request]:
             if found is not None:
                 yield found
         if kind == "json":
-            for line in [block] if whole(block) is not None else block.splitlines():
-                found = of_json(page.name, line, refused=refused)
+            for text_ in documents(block):
+                found = of_json(page.name, text_, refused=refused)
                 if found is not None:
                     yield found
     for inline in _INLINE.findall(_BLOCK.sub("", text)):
@@ -218,6 +226,16 @@ def test_every_route_that_is_named_is_there(page: Path) -> None:
             adapter.match(path, found[1])
         except HTTPException as error:
             pytest.fail(f"{inline}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_record_that_controls_a_user_is_one(page: Path) -> None:
+    for kind, block, _ in blocks(page):
+        for text in documents(block) if kind == "json" else []:
+            found = whole(text)
+            if isinstance(found, dict) and found.get("type") in CONTROL_TYPES:
+                decoded = decode_event(found["user_id"], json.dumps(found).encode(), NOW)
+                assert decoded.type == found["type"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
