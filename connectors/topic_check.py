@@ -215,8 +215,9 @@ def _java_list(values: Any) -> Any:
 def _settings(admin: Any, topic: str) -> dict[str, str]:
     kind = _java("common.config.ConfigResource$Type").TOPIC
     resource = _java("common.config.ConfigResource")(kind, topic)
-    entries = admin.describeConfigs(_java_list([resource])).values().get(resource).get().entries()
-    return {str(entry.name()): str(entry.value()) for entry in entries}
+    config = admin.describeConfigs(_java_list([resource])).values().get(resource).get()
+    # A Java collection that is no list is nothing that Python can walk over; an array is.
+    return {str(entry.name()): str(entry.value()) for entry in config.entries().toArray()}
 
 
 def _ends(admin: Any, topic: str, partitions: int) -> dict[int, int]:

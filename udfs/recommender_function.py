@@ -595,8 +595,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Look at a waiting user again after the time already waited, so that it at most doubles.
 
         A timer, because a broadcast element cannot reach the keyed state of those who wait for it;
-        one a user. Whoever waits for a product is left alone after ``RETRIES_END_MS``; the catalogue
-        will be complete.
+        one a user. It ends for who waits for a product, after ``RETRIES_END_MS``: the product may
+        never come, where a catalogue does become complete.
         """
         longest_ms = self._config.waiting_retry_max_ms
         if now_ms < profile.retry_ms <= now_ms + longest_ms:
