@@ -18,7 +18,6 @@ from connectors.dead_letters import MAX_RECORD_BYTES
 from connectors.kafka import SHADED, KafkaOptions, with_shaded_classes
 from udfs.schemas import MS_A_DAY
 
-_TIMEOUT_S: Final = 30
 # Kafka does not tell this client, or is too old to.
 _NOT_TOLD: Final = ("AuthorizationException", "UnsupportedVersionException")
 _NO_TOPIC: Final = "UnknownTopicOrPartitionException"
@@ -179,22 +178,23 @@ def _kind(error: Py4JJavaError) -> str:
 def _admin(options: KafkaOptions) -> Iterator[Any]:
     jvm = get_gateway().jvm
     properties = jvm.java.util.Properties()
-    given = {
-        "default.api.timeout.ms": str(1000 * _TIMEOUT_S),
-        "request.timeout.ms": str(1000 * _TIMEOUT_S),
-        **options.properties,
-        "bootstrap.servers": options.bootstrap,
-    }
-    for name, value in given.items():
+    for name, value in {**options.properties, "bootstrap.servers": options.bootstrap}.items():
         properties.setProperty(name, with_shaded_classes(value))
     try:
         admin = _java("clients.admin.Admin").create(properties)
     except Py4JJavaError as error:
         raise TopicError(_not_asked(error, options)) from error
+    except TypeError as error:
+        # A class that is not there looks like a package.
+        msg = (
+            "the topics cannot be checked: the jar of connectors/pom.xml is not in Flink's lib/ of"
+            " this client; put it there, or start the job with --topic-check off"
+        )
+        raise TopicError(msg) from error
     try:
         yield admin
     finally:
-        admin.close(jvm.java.time.Duration.ofSeconds(_TIMEOUT_S))
+        admin.close(jvm.java.time.Duration.ZERO)
 
 
 def _java(name: str) -> Any:
@@ -216,8 +216,9 @@ def _settings(admin: Any, topic: str) -> dict[str, str]:
     kind = _java("common.config.ConfigResource$Type").TOPIC
     resource = _java("common.config.ConfigResource")(kind, topic)
     config = admin.describeConfigs(_java_list([resource])).values().get(resource).get()
-    # A Java collection that is no list is nothing that Python can walk over; an array is.
-    return {str(entry.name()): str(entry.value()) for entry in config.entries().toArray()}
+    # Not every collection of Java's can be iterated from here; a list can.
+    entries = get_gateway().jvm.java.util.ArrayList(config.entries())
+    return {str(entry.name()): str(entry.value()) for entry in entries}
 
 
 def _ends(admin: Any, topic: str, partitions: int) -> dict[int, int]:

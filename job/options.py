@@ -374,7 +374,7 @@ def parser() -> argparse.ArgumentParser:
         float,
         trending.duplicate_s,
         "for how long an event that comes again (same user, id and product) is known and not"
-        " counted for trending, seconds; some 250 bytes of state an event; 0: it counts again",
+        " counted for trending, seconds; 360 bytes of heap an event; 0: it counts again",
     )
     add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
     group.add_argument(

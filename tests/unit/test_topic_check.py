@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from py4j.protocol import Py4JJavaError
 
-from connectors.topic_check import Found, Topics, problems
+from connectors.kafka import KafkaOptions
+from connectors.topic_check import Found, TopicError, Topics, _why_not_told, problems
 from local.cli import TOPICS
 
 NAMES = Topics("e", "c", "d")
@@ -77,3 +80,24 @@ def test_the_topics_of_the_local_stack_are_right() -> None:
     assert problems(names, Found(settings), "") == []
     assert settings["catalogue"]["delete.retention.ms"] == str(7 * 86_400_000)
     assert settings["dead-letters"]["retention.ms"] == str(30 * 86_400_000)
+
+
+def java_error(kind: str) -> Py4JJavaError:
+    """What py4j raises for a future of Kafka's that failed."""
+    cause = SimpleNamespace(
+        getCause=lambda: None,
+        getMessage=lambda: "said so",
+        getClass=lambda: SimpleNamespace(getSimpleName=lambda: kind),
+    )
+    return Py4JJavaError("", SimpleNamespace(_target_id="o1", getCause=lambda: cause))
+
+
+@pytest.mark.parametrize("kind", ["TopicAuthorizationException", "UnsupportedVersionException"])
+def test_what_this_client_may_not_ask_is_told_apart(kind: str) -> None:
+    assert _why_not_told(java_error(kind), KafkaOptions()) == f"{kind}: said so"
+
+
+@pytest.mark.parametrize("kind", ["TimeoutException", "SaslAuthenticationException"])
+def test_a_kafka_that_does_not_answer_or_lets_nobody_in_is_an_error(kind: str) -> None:
+    with pytest.raises(TopicError, match=rf"Kafka at k:1 cannot be asked .*: {kind}: said so"):
+        _why_not_told(java_error(kind), KafkaOptions("k:1"))
