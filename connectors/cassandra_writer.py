@@ -761,6 +761,9 @@ class _Ring:
         ]
 
     def replica(self, partition_key: bytes) -> object:
+        # Also where it was another ring a moment ago: the writer can connect anew amid a batch.
+        if self.single:
+            return None
         token = self._token_class.from_key(partition_key).value
         # A node owns the range that ends at its token; after the last token comes the first.
         return self._owners[bisect_left(self._tokens, token) % len(self._owners)]

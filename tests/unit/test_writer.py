@@ -737,6 +737,20 @@ class TestReconnect:
         assert len(new.prepared) == 3
         assert elsewhere == []
 
+    def test_another_ring_amid_a_batch(
+        self, server: Server, slept: list[float], elsewhere: list[Any]
+    ) -> None:
+        made = writer(server, slept, reconnect_after_s=0, batch_rows=1, in_flight=1)
+        made._ring._metadata = ring(["n1", "n2"])
+        new = Server()
+        elsewhere.append((Cluster(), new))
+        server.fail = lambda _: NoHostAvailable("none", {})
+        batch = batch_of(6)
+        batch.lists += [saved_list(f"u{number}") for number in range(6)]
+        made.save(batch)
+        made.drain()
+        assert sorted(new.rows) == sorted([*names(6), *(f"u{number}" for number in range(6))])
+
     def test_half_made_connection_is_given_up(
         self, server: Server, slept: list[float], elsewhere: list[Any]
     ) -> None:
