@@ -118,13 +118,18 @@ def unit(vector: Any) -> Vector:
     return np.asarray(wide / np.linalg.norm(wide))
 
 
+def identity(event: Event) -> str:
+    """Name an event: its id, and what it is about. The lines of an order share one id."""
+    return f"{event.event_id} {event.product_id or event.query}"
+
+
 def expected_users(
     events: Iterable[Event],
     catalogue: Mapping[str, CatalogueItem],
     encode: Encoder | None = None,
     config: ProfileConfig | None = None,
 ) -> dict[str, ExpectedUser]:
-    """Recompute every user from the log; an id counts once a user.
+    """Recompute every user from the log; an event counts once, as it came first.
 
     Holds for users with at most ``exclusions`` bought or disliked products, and for a product that
     came late as long as its interactions were among the newest ``interactions``: keep the test's
@@ -139,7 +144,7 @@ def expected_users(
     config = config or ProfileConfig()
     logs: dict[str, dict[str, Event]] = {}
     for event in events:
-        logs.setdefault(event.user_id, {}).setdefault(event.event_id, event)
+        logs.setdefault(event.user_id, {}).setdefault(identity(event), event)
     return {user: _expected(log.values(), catalogue, encode, config) for user, log in logs.items()}
 
 
@@ -236,18 +241,21 @@ def list_problem(
 
 def verify_events(acknowledged: Iterable[Event], rows: Sequence[StoredRow]) -> Verdict:
     """Compare the saved events with the acknowledged ones: all, once, unchanged, no other."""
-    sent: dict[str, Event] = {event.event_id: event for event in acknowledged}
+    sent: dict[str, Event] = {}
+    for event in acknowledged:
+        # A retry may have another time; the first one holds.
+        sent.setdefault(identity(event), event)
     verdict = Verdict(events=len(sent))
     seen: set[str] = set()
     for row in rows:
-        event_id = row.event.event_id
-        if event_id in seen:
-            verdict.duplicated.append(event_id)
-        elif event_id not in sent:
-            verdict.unexpected.append(event_id)
-        elif row.event != sent[event_id] or row.day_number != row.event.ts // 86_400_000:
-            verdict.altered.append(event_id)
-        seen.add(event_id)
+        name = identity(row.event)
+        if name in seen:
+            verdict.duplicated.append(name)
+        elif name not in sent:
+            verdict.unexpected.append(name)
+        elif row.event != sent[name] or row.day_number != row.event.ts // 86_400_000:
+            verdict.altered.append(name)
+        seen.add(name)
     verdict.lost = sorted(sent.keys() - seen)
     return verdict
 

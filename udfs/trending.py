@@ -46,7 +46,7 @@ class TrendingConfig:
     """Half-life of an event's weight, hours of event time; 0: no such lists are made."""
     length: int = 50
     """Products a list."""
-    duplicate_s: float = 300.0
+    duplicate_s: float = 30.0
     """For how long an event that comes again is known and not counted, seconds; 0: it counts."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,16 @@ from connectors.cassandra_session import CassandraOptions, connect
 from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, TOPICS
 from local.errors import StackError
 from local.stack import Stack
-from tests.verification import CatalogueItem, Encoder, StoredList, StoredRow, Verdict, unit, verify
+from tests.verification import (
+    CatalogueItem,
+    Encoder,
+    StoredList,
+    StoredRow,
+    Verdict,
+    identity,
+    unit,
+    verify,
+)
 from udfs.schemas import Event, Product, Reason, encode_event, encode_product, encode_vector
 
 SPACE: Final = "text64-v1"
@@ -549,7 +558,7 @@ class Pipeline:
         """Wait until there are as many saved events as acknowledged ones."""
 
         def complaint() -> str:
-            expected = len({event.event_id for event in self.ledger.acknowledged})
+            expected = len({identity(event) for event in self.ledger.acknowledged})
             found = self.count_events()
             if found >= expected:
                 return ""
