@@ -271,13 +271,13 @@ def test_lists_and_reasons_equal_a_plain_recomputation(
                 assert largest < TOLERANCE
 
 
-def test_users_of_several_parts_of_the_scratch_table_have_their_own_reasons(
+def test_products_that_only_look_like_a_listed_one_give_no_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     users = [[event("e", product_id=f"p{at % 4}")] for at in range(9)]
     config = RecommendConfig(5)
     expected = [one.reasons for one in lists(users, catalogue(), config)]
-    monkeypatch.setattr(ranking_module, "_SCRATCH_BYTES", 1)
+    monkeypatch.setattr(ranking_module, "_FILTER_BITS", 1)
     assert [one.reasons for one in lists(users, catalogue(), config)] == expected
     assert expected[3] != expected[2]
 
