@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from udfs.facts import ProductFacts
 from udfs.index import Boosts, ExactIndex, NearestNeighbours, SlotTable
+from udfs.inverted import fitting
 from udfs.lexical import LexicalIndex
 from udfs.schemas import (
     Product,
@@ -477,6 +478,7 @@ class Catalogue:
             self._index = ExactIndex(len(vector), self.slots)
         if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
+            self._index = fitting(self._index)
             known = self._details[product_id]
             self._lexical.upsert(product_id, known.title, known.category)
         else:

@@ -1,6 +1,7 @@
 """The numbering of the products, what an index is, and the exact one.
 
-It finds nearest neighbours by one matrix product and block maxima, updated in place.
+The exact index finds nearest neighbours by one matrix product and block maxima, updated in place;
+the approximate one of a large catalogue is `udfs.inverted`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,12 @@ scrolling past does not push a click out of sight. match(i, p) is the lexical sc
 (`udfs.lexical`), for its best matches alone; after nothing but one search the score is so the
 blend that `make bench-search` measures, cosine + m · match.
 
+Only products of which something is known are scored for a user, the candidates: those with a
+term beside the vector's, and the nearest to the vector. In a small catalogue every product is one
+(`udfs.index`). In a large one (`udfs.inverted`) the nearest are looked for where they could enter
+the list: where the k-th best of the others has less than v_u |q_u|, which no product exceeds by its
+vector alone. So a list is that of a full scan, but for what an approximate search misses.
+
 Weighting the co-occurrence of single interactions by recency is what sequential rules do (Ludewig
 and Jannach, "Evaluation of Session-based Recommendation Algorithms", UMUAI 2018); the positions'
 decay is that of STAN (Garg et al., SIGIR 2019), as a power.
