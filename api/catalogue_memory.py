@@ -209,8 +209,9 @@ class CatalogueMemory:
             vector = catalogue.product_vector(product_id)
             if vector is None:
                 return None
-            ids, scores = catalogue.search(vector[None, :], limit, [[product_id]])[0]
-        return [Neighbour(*one) for one in zip(ids, scores.tolist(), strict=True)]
+            ids, scores = catalogue.search(vector[None, :], limit + 1)[0]
+        near = zip(ids, scores.tolist(), strict=True)
+        return [Neighbour(*one) for one in near if one[0] != product_id][:limit]
 
 
 class CatalogueFollower:

@@ -3,6 +3,9 @@
 Each user has a profile of earlier events and brings some new ones. The products are clustered
 random vectors; the related products are random, which scatters the additions as widely as can be.
 One thread.
+
+At every size both indexes do the same work in turns: the exact one scores every product, the
+inverted lists score the related ones, and the nearest where these could enter the list.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from benchmarks.workload import SPACE, Workload
 from udfs.catalogue import Catalogue
+from udfs.index import ExactIndex, NearestNeighbours
+from udfs.inverted import InvertedIndex
 from udfs.profile import Profile, update_profiles
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import Event, EventType, PendingEvent, Product
@@ -58,10 +64,38 @@ def events(user: int, count: int, start_ms: int, products: int) -> list[Event]:
     ]
 
 
+def indexes(made: Catalogue) -> dict[str, NearestNeighbours]:
+    """Make both indexes of a catalogue's products."""
+    vectors = {name: made.product_vector(name) for name in map("p{}".format, range(len(made)))}
+    found: dict[str, NearestNeighbours] = {}
+    for index in (ExactIndex(made.dimensions, made.slots),
+                  InvertedIndex(made.dimensions, made.slots)):  # fmt: skip
+        started = time.process_time()
+        slowest = 0.0
+        for name, vector in vectors.items():
+            assert vector is not None
+            began = time.process_time()
+            index.upsert(name, vector)
+            slowest = max(slowest, time.process_time() - began)
+        seconds = time.process_time() - started
+        kind = type(index).__name__
+        print(
+            f"{kind}: filled in {seconds:.1f} s of CPU, the slowest upsert {slowest * 1e3:.0f} ms"
+        )
+        found[kind] = index
+    return found
+
+
 def measure(
-    made: Catalogue, config: RecommendConfig, users: int, history: int, new: int, repeats: int
-) -> float:
-    """Median microseconds a user of a tick."""
+    made: Catalogue,
+    contestants: dict[str, NearestNeighbours],
+    config: RecommendConfig,
+    users: int,
+    history: int,
+    new: int,
+    repeats: int,
+) -> dict[str, float]:
+    """Median microseconds of CPU a user of a tick, with each index; they take turns."""
     profiles = [Profile() for _ in range(users)]
     old = [events(user, history, NOW_MS - 60_000 * history, len(made)) for user in range(users)]
     update_profiles(profiles, old, made, config.profile)
@@ -70,23 +104,25 @@ def measure(
         [PendingEvent(one, b"") for one in events(user, new, NOW_MS, len(made))]
         for user in range(users)
     ]
-    times = []
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
-        touched = [
-            Touched(str(user), state, list(pending))
-            for user, (state, pending) in enumerate(zip(packed, fresh, strict=True))
-        ]
-        started = time.perf_counter()
-        for _batch in recommend(touched, made, config, NOW_MS * 1000):
-            pass
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) / users * 1e6
+        for name, index in contestants.items():
+            made._index = index
+            touched = [
+                Touched(str(user), state, list(pending))
+                for user, (state, pending) in enumerate(zip(packed, fresh, strict=True))
+            ]
+            started = time.process_time()
+            for _batch in recommend(touched, made, config, NOW_MS * 1000):
+                pass
+            times[name].append(time.process_time() - started)
+    return {name: statistics.median(spent) / users * 1e6 for name, spent in times.items()}
 
 
-def main(arguments: list[str]) -> None:
-    """Print microseconds a list without and with related products, and a JSON line."""
+def main(arguments: Sequence[str]) -> None:
+    """Print microseconds a list at each size, without and with related products, and JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--products", type=int, default=10_000)
+    parser.add_argument("--products", default="10000,100000", help="sizes, separated by commas")
     parser.add_argument("--related", type=int, default=50)
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--history", type=int, default=20, help="earlier events a user")
@@ -94,21 +130,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args(arguments)
     config = RecommendConfig()
-    found = {}
-    for name, related, chosen in (
-        ("vector alone", 0, config),
-        (
-            "related, not used",
-            given.related,
-            replace(config, ranking=replace(config.ranking, related_weight=0.0)),
-        ),
-        ("related", given.related, config),
-    ):
-        made = catalogue(given.products, related)
-        micros = measure(made, chosen, given.users, given.history, given.new, given.repeats)
-        found[name] = round(micros, 1)
-        print(f"{name:<20}{micros:>8.1f} us a list", flush=True)
-    print(json.dumps({"products": given.products, "us_per_list": found}))
+    alone = replace(config, ranking=replace(config.ranking, related_weight=0.0))
+    rows = []
+    for products in map(int, given.products.split(",")):
+        made = catalogue(products, given.related)
+        contestants = indexes(made)
+        for name, chosen in (("vector alone", alone), ("related", config)):
+            found = measure(
+                made, contestants, chosen, given.users, given.history, given.new, given.repeats
+            )
+            rounded = {one: round(us, 1) for one, us in found.items()}
+            rows.append({"products": products, "ranking": name, "us_per_list": rounded})
+            shown = "".join(f"{us:>9.1f} us {one}" for one, us in found.items())
+            print(f"{products:>10,} products, {name:<14}{shown}", flush=True)
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.facts import ProductFacts
-from udfs.index import Boosts, ExactIndex, SlotTable
+from udfs.index import Boosts, ExactIndex, NearestNeighbours, SlotTable
+from udfs.inverted import fitting
 from udfs.lexical import LexicalIndex
 from udfs.schemas import (
     Product,
@@ -149,7 +150,7 @@ class Catalogue:
         self._matches: dict[tuple[str, int], _Matches] = {}
         self._announced: _Announced | None = None
         self._active: str | None = None
-        self._index: ExactIndex | None = None
+        self._index: NearestNeighbours | None = None
         self._active_vectors: dict[str, FloatMatrix] = {}
 
     def __len__(self) -> int:
@@ -222,22 +223,19 @@ class Catalogue:
             )
         return known.slots, known.scores
 
-    def search(
-        self,
-        queries: FloatMatrix,
-        k: int,
-        excluded: Sequence[Sequence[str]] | None = None,
-        boosts: Sequence[Boosts] = (),
-    ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k best products in stock for each query; see :class:`ExactIndex`."""
-        if self._index is None:
-            return [([], np.zeros(0, dtype=np.float32)) for _ in range(len(queries))]
-        return self._index.search(queries, k, excluded, boosts)
+    def search(self, queries: FloatMatrix, k: int) -> list[tuple[list[str], FloatMatrix]]:
+        """Find the k products in stock nearest to each query: their ids and scores, best first."""
+        found, scores = self.search_slots(queries, k)
+        listed = [[slot for slot in row if slot >= 0] for row in found.tolist()]
+        return [
+            (list(map(self.slots.product_id, row)), given[: len(row)])
+            for row, given in zip(listed, scores, strict=True)
+        ]
 
     def search_slots(
         self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
     ) -> tuple[NDArray[np.intp], FloatMatrix]:
-        """Find as :meth:`search` does, as arrays of slots and scores; see :class:`ExactIndex`."""
+        """Find the k best products in stock; see :class:`NearestNeighbours`."""
         if self._index is None:
             shape = len(queries), k
             return np.full(shape, -1, dtype=np.intp), np.full(shape, -np.inf, dtype=np.float32)
@@ -534,6 +532,7 @@ class Catalogue:
             self._index = ExactIndex(len(vector), self.slots)
         if self._details[product_id].in_stock:
             self._index.upsert(product_id, vector)
+            self._index = fitting(self._index)
             known = self._details[product_id]
             self._lexical.upsert(product_id, known.title, known.category)
         else:

@@ -18,6 +18,7 @@ Floats = NDArray[np.float32]
 Slots = NDArray[np.int32]
 
 NOWHERE: Final = -1
+_LONGEST_DAYS: Final = 1e30
 # Rows of the related products that are walked at once, so that masks stay small.
 _ROWS_AT_ONCE: Final = 65_536
 
@@ -70,7 +71,9 @@ class ProductFacts:
         self._related[slot, : len(others)] = others
         self._weights[slot, : len(others)] = list(related.values())
         self._repeats[slot] = repeat
-        self._rebuy_days[slot] = np.inf if product.rebuy_days is None else product.rebuy_days
+        days = product.rebuy_days
+        # What is beyond float32 is never, too.
+        self._rebuy_days[slot] = np.inf if days is None or days > _LONGEST_DAYS else days
         self._rebuy_shares[slot] = product.rebuy_share
         number = self._category_numbers.setdefault(product.category, len(self._category_names))
         if number == len(self._category_names):

@@ -1,9 +1,13 @@
-"""Exact nearest neighbours by one matrix product and block maxima, updated in place."""
+"""The numbering of the products, what an index is, and the exact one.
+
+The exact index finds nearest neighbours by one matrix product and block maxima, updated in place;
+the approximate one of a large catalogue is `udfs.inverted`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
@@ -88,7 +92,11 @@ class Boosts(NamedTuple):
 
 
 class NearestNeighbours(Protocol):
-    """What the job asks of an index; an approximate one can stand here."""
+    """What the ranking asks of an index."""
+
+    dimensions: int
+    slots: SlotTable
+    """The numbering that boosts and answers refer to."""
 
     def __len__(self) -> int:
         """Number of products that a search can return."""
@@ -99,14 +107,32 @@ class NearestNeighbours(Protocol):
     def remove(self, product_id: str) -> None:
         """Take a product out; an absent one is no error."""
 
-    def search(
-        self,
-        queries: FloatMatrix,
-        k: int,
-        excluded: Sequence[Sequence[str]] | None = None,
-        boosts: Sequence[Boosts] = (),
-    ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k best products by inner product and boosts for each query, best first."""
+    def renumber(self, new: Slots) -> None:
+        """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
+
+    def search_slots(
+        self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
+    ) -> tuple[Rows, FloatMatrix]:
+        """Find the k best products by inner product and boosts for each query, best first.
+
+        Args:
+            queries: Shape (q, d).
+            k: How many.
+            boosts: What is added to the inner products; minus infinity keeps a product out.
+
+        Returns:
+            Slots and scores, both of shape (q, k); where fewer than k are found, the last slots
+            are -1 and their scores minus infinity.
+
+        Raises:
+            ValueError: A wrong shape, or k below 1.
+        """
+
+    def holds(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Tell which of the slots are products that a search can return."""
+
+    def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
+        """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""
 
 
 class ExactIndex:
@@ -131,7 +157,7 @@ class ExactIndex:
         self._vectors: FloatMatrix = np.zeros((0, dimensions), dtype=np.float32)
         self._ids: list[str] = []
         self._row_of: dict[str, int] = {}
-        self._slots = slots if slots is not None else SlotTable()
+        self.slots = slots if slots is not None else SlotTable()
         self._row_of_slot: Slots = np.zeros(0, dtype=np.int32)
         self._slot_of_row: Slots = np.zeros(0, dtype=np.int32)
 
@@ -142,6 +168,10 @@ class ExactIndex:
     def __contains__(self, product_id: object) -> bool:
         """Tell whether the product can be found."""
         return product_id in self._row_of
+
+    def items(self) -> Iterator[tuple[str, FloatMatrix]]:
+        """Yield every product's id and vector."""
+        yield from zip(self._ids, self._vectors, strict=False)
 
     def upsert(self, product_id: str, vector: FloatMatrix) -> None:
         """Insert or replace a product's unit vector, shape (d,).
@@ -169,7 +199,7 @@ class ExactIndex:
         row = self._row_of.pop(product_id, None)
         if row is None:
             return
-        self._row_of_slot[self._slots.get(product_id)] = -1
+        self._row_of_slot[self.slots.get(product_id)] = -1
         last = len(self._ids) - 1
         last_id = self._ids.pop()
         if row != last:
@@ -181,93 +211,42 @@ class ExactIndex:
         """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
         n = len(self._ids)
         self._slot_of_row[:n] = new[self._slot_of_row[:n]]
-        self._row_of_slot = np.full(max(1024, len(self._slots)), -1, dtype=np.int32)
+        self._row_of_slot = np.full(max(1024, len(self.slots)), -1, dtype=np.int32)
         self._row_of_slot[self._slot_of_row[:n]] = np.arange(n)
 
     def _place(self, product_id: str, row: int) -> None:
-        slot = self._slots.add(product_id)
+        slot = self.slots.add(product_id)
         if slot >= len(self._row_of_slot):
-            grown = np.full(max(1024, len(self._slots) + slot // 2), -1, dtype=np.int32)
+            grown = np.full(max(1024, len(self.slots) + slot // 2), -1, dtype=np.int32)
             grown[: len(self._row_of_slot)] = self._row_of_slot
             self._row_of_slot = grown
         self._row_of[product_id] = row
         self._row_of_slot[slot] = row
         self._slot_of_row[row] = slot
 
-    def search(
-        self,
-        queries: FloatMatrix,
-        k: int,
-        excluded: Sequence[Sequence[str]] | None = None,
-        boosts: Sequence[Boosts] = (),
-    ) -> list[tuple[list[str], FloatMatrix]]:
-        """Find the k best products by inner product and boosts for each query, best first.
-
-        Args:
-            queries: Shape (q, d).
-            k: How many; fewer come back only where fewer exist.
-            excluded: A sequence of product ids a query, never returned for it.
-            boosts: What is added to the inner products; minus infinity keeps a product out.
-
-        Returns:
-            For each query the product ids and their scores, float32 of shape (<= k,).
-
-        Raises:
-            ValueError: A wrong shape, or k below 1.
-        """
-        rows, scores = self._search(queries, k, excluded, boosts)
-        ids = self._ids
-        found: list[tuple[list[str], FloatMatrix]] = []
-        for row_list, score_row in zip(rows.tolist(), scores, strict=True):
-            if len(score_row) and score_row[-1] == -np.inf:  # fewer than k exist
-                score_row = score_row[score_row > -np.inf]
-            found.append(([ids[row] for row in row_list[: len(score_row)]], score_row))
-        return found
-
     def search_slots(
         self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
     ) -> tuple[Rows, FloatMatrix]:
-        """Find as :meth:`search` does, as arrays: slots and scores, both of shape (q, k).
-
-        Where fewer than k exist, the last slots are -1 and their scores minus infinity.
-        """
-        rows, scores = self._search(queries, k, None, boosts)
-        slots = np.full((len(queries), k), -1, dtype=np.intp)
-        padded = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        width = scores.shape[1]
-        padded[:, :width] = scores
-        found = scores > -np.inf
-        slots[:, :width][found] = self._slot_of_row[rows[found]]
-        return slots, padded
-
-    def _search(
-        self,
-        queries: FloatMatrix,
-        k: int,
-        excluded: Sequence[Sequence[str]] | None,
-        boosts: Sequence[Boosts],
-    ) -> tuple[Rows, FloatMatrix]:
-        """Rows and scores, shape (q, min(k, n)), best first; minus infinity is none."""
+        """Find the k best products; see :class:`NearestNeighbours`. Exact."""
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:
             msg = f"queries of shape {queries.shape} for {self.dimensions} dimensions"
             raise ValueError(msg)
         if k < 1:
             msg = f"k must be positive, not {k}"
             raise ValueError(msg)
+        slots = np.full((len(queries), k), -1, dtype=np.intp)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         width = min(k, len(self._ids))
-        rows = np.zeros((len(queries), width), dtype=np.intp)
-        scores = np.zeros((len(queries), width), dtype=np.float32)
         if not width:
-            return rows, scores
+            return slots, scores
         chunk = max(1, min(MAX_CHUNK, SCORE_BYTES // (4 * len(self._ids))))
         for start in range(0, len(queries), chunk):
             end = start + chunk
-            part = excluded[start:end] if excluded is not None else None
             added = [self._boosted_rows(one, start, end) for one in boosts]
-            rows[start:end], scores[start:end] = self._search_rows(
-                queries[start:end], k, part, added
-            )
-        return rows, scores
+            rows, found = self._search_rows(queries[start:end], width, added)
+            slots[start:end, :width] = np.where(found > -np.inf, self._slot_of_row[rows], -1)
+            scores[start:end, :width] = found
+        return slots, scores
 
     def holds(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Tell which of the slots are products that a search can return."""
@@ -301,12 +280,9 @@ class ExactIndex:
         self,
         queries: FloatMatrix,
         k: int,
-        excluded: Sequence[Sequence[str]] | None,
         boosted: Sequence[tuple[NDArray[np.intp], Slots, FloatMatrix]],
     ) -> tuple[Rows, FloatMatrix]:
-        n = len(self._ids)
-        k = min(k, n)
-        q = len(queries)
+        n, q = len(self._ids), len(queries)
         block, blocks = _block_shape(n, k)
         padded = block * blocks
         scores = np.empty((q, padded), dtype=np.float32)
@@ -314,8 +290,6 @@ class ExactIndex:
         scores[:, n:] = -np.inf
         for of_query, rows, weights in boosted:
             np.add.at(scores.reshape(-1), of_query * padded + rows, weights)
-        if excluded is not None:
-            self._mask(scores, excluded)
         if blocks <= k:
             return _top(scores, k)
         # Product r stands in block r % blocks: neighbours of a block are far apart in the matrix,
@@ -327,19 +301,6 @@ class ExactIndex:
         )
         chosen, chosen_scores = _top(np.take_along_axis(scores, candidates, axis=1), k)
         return np.take_along_axis(candidates, chosen, axis=1), chosen_scores
-
-    def _mask(self, scores: FloatMatrix, excluded: Sequence[Sequence[str]]) -> None:
-        query_of: list[int] = []
-        rows: list[int] = []
-        row_of = self._row_of
-        for query, product_ids in enumerate(excluded):
-            for product_id in product_ids:
-                row = row_of.get(product_id)
-                if row is not None:
-                    query_of.append(query)
-                    rows.append(row)
-        if rows:
-            scores[query_of, rows] = -np.inf
 
 
 def _block_shape(n: int, k: int) -> tuple[int, int]:

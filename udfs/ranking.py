@@ -17,6 +17,12 @@ scrolling past does not push a click out of sight. match(i, p) is the lexical sc
 (`udfs.lexical`), for its best matches alone; after nothing but one search the score is so the
 blend that `make bench-search` measures, cosine + m · match.
 
+Only products of which something is known are scored for a user, the candidates: those with a
+term beside the vector's, and the nearest to the vector. In a small catalogue every product is one
+(`udfs.index`). In a large one (`udfs.inverted`) the nearest are looked for where they could enter
+the list: where the k-th best of the others has less than v_u |q_u|, which no product exceeds by its
+vector alone. So a list is that of a full scan, but for what an approximate search misses.
+
 Weighting the co-occurrence of single interactions by recency is what sequential rules do (Ludewig
 and Jannach, "Evaluation of Session-based Recommendation Algorithms", UMUAI 2018); the positions'
 decay is that of STAN (Garg et al., SIGIR 2019), as a power.
@@ -26,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +57,8 @@ Rows = NDArray[np.intp]
 _DAY_MS: Final = 86_400_000
 # Interactions of the log that are read for each that is used: the others repeat one, or are light.
 _READ_AHEAD: Final = 3
-# Memory of the table that finds boosted products in the lists, bytes.
-_SCRATCH_BYTES: Final = 16 * 2**20
+# Bits a user that tell most products from the listed ones, a power of two.
+_FILTER_BITS: Final = 1024
 VIEWED: Final = "viewed"
 BOUGHT: Final = "bought"
 SEARCHED: Final = "searched"
@@ -503,14 +509,17 @@ def _introduce(
         Which places have been given to new products, shape (users, k).
     """
     k = listed.shape[1]
-    number = np.full(len(catalogue.slots) + 1, -1, dtype=np.intp)  # the last one is for NOWHERE
-    number[newcomers] = np.arange(len(newcomers))
     nearness: FloatMatrix = queries @ catalogue.vectors(newcomers).T
-    at = number[listed]
-    own = at >= 0
-    nearness[np.nonzero(own)[0], at[own]] = -np.inf
-    at = number[excluded.slots]
-    nearness[excluded.queries[at >= 0], at[at >= 0]] = -np.inf
+    order = np.argsort(newcomers)
+
+    def leave_out(users: Rows, slots: NDArray[np.integer[Any]]) -> None:
+        at = np.minimum(np.searchsorted(newcomers, slots, sorter=order), len(newcomers) - 1)
+        new = newcomers[order[at]] == slots
+        nearness[users[new], order[at[new]]] = -np.inf
+
+    leave_out(np.repeat(np.arange(len(listed)), k), listed.ravel())
+    own = np.isin(listed, newcomers)
+    leave_out(excluded.queries, excluded.slots)
     wanted = np.clip(places - own.sum(axis=1), 0, len(newcomers))
     wanted[listed[:, -1] == NOWHERE] = 0
     best = np.argsort(-nearness, axis=1, kind="stable")[:, :places]
@@ -540,6 +549,13 @@ class _Evidence:
     ) -> None:
         self._listed = listed
         self._slots = slots
+        known = np.flatnonzero(listed.ravel() != NOWHERE)
+        keys = (np.arange(len(listed))[:, None] * slots + listed).ravel()[known]
+        order = np.argsort(keys)
+        self._keys, self._places = keys[order], known[order]
+        """What is listed, user · slots + slot, ascending; and its place, user · k + place."""
+        self._filter = np.zeros((len(listed), _FILTER_BITS), dtype=bool)
+        self._filter[np.arange(len(listed))[:, None], listed & (_FILTER_BITS - 1)] = True
         self._interactions = interactions
         users = interactions.users
         starts = np.searchsorted(users, np.arange(len(listed)))
@@ -552,26 +568,16 @@ class _Evidence:
 
     def add(self, boosts: Boosts, of: Rows) -> None:
         """Add boosts; ``of`` tells the interaction of each."""
-        users, k = self._listed.shape
-        number = self._number[of]
-        # A scratch table tells where in its user's list a slot stands, 0: nowhere. It is made for
-        # a part of the users, so that it stays small at any catalogue.
-        part = max(1, min(users, _SCRATCH_BYTES // (2 * max(1, self._slots))))
-        place = np.zeros((part, self._slots + 1), dtype=np.int16)
-        for start in range(0, users, part):
-            listed = self._listed[start : start + part]
-            rows = np.arange(len(listed))[:, None]
-            place[rows, listed] = np.arange(1, k + 1)
-            place[:, NOWHERE] = 0
-            a, b = np.searchsorted(boosts.queries, (start, start + part)).tolist()
-            at = place[boosts.queries[a:b] - start, boosts.slots[a:b]]
-            hit = np.flatnonzero(at)
-            np.add.at(
-                self._table,
-                (boosts.queries[a:b][hit], at[hit] - 1, number[a:b][hit]),
-                boosts.weights[a:b][hit],
-            )
-            place[rows, listed] = 0
+        users, slots = boosts.queries, boosts.slots
+        # Few of the boosted products are listed: what differs from all of a user's in its last
+        # bits is left out first.
+        near = np.flatnonzero(self._filter[users, slots & (_FILTER_BITS - 1)])
+        keys = users[near] * self._slots + slots[near]
+        at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
+        found = np.flatnonzero(self._keys[at] == keys) if len(self._keys) else at
+        hit = near[found]
+        user, place = np.divmod(self._places[at[found]], self._listed.shape[1])
+        np.add.at(self._table, (user, place, self._number[of[hit]]), boosts.weights[hit])
 
     def add_vectors(self, catalogue: Catalogue) -> None:
         """Add the inner products of the interactions' vectors, as they count in the query's."""

@@ -1,13 +1,12 @@
 """Inputs of other people's systems, one a line of a file, each with what must become of it.
 
-The file is not part of the project: RECOMMENDER_FAULTS names it. The cases of the wire formats
+The file is not part of the project: it stands beside the checkout. The cases of the wire formats
 alone are judged here, and each must be known by name: a new one fails until its outcome is stated.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from udfs.schemas import (
     encode_vector,
 )
 
-FILE = os.environ.get("RECOMMENDER_FAULTS", "")
+FILE = Path(__file__).resolve().parents[3] / "shared" / "data" / "faults.jsonl"
 # What becomes of each record of a case: a reason, and what its detail says; or fields that it has.
 EXPECTED: dict[str, list[tuple[Reason, str] | dict[str, object]]] = {
     "shifted columns": [(Reason.INVALID_FIELD, "category has 70000 bytes")],
@@ -65,13 +64,11 @@ def filled(value: Any) -> Any:
 
 
 def cases() -> list[dict[str, Any]]:
-    if not FILE:
-        return []
-    lines = Path(FILE).read_text(encoding="utf-8").splitlines()
+    lines = FILE.read_text(encoding="utf-8").splitlines()
     return [case for case in map(json.loads, lines) if case["where"] in ("events", "catalogue")]
 
 
-@pytest.mark.skipif(not FILE, reason="RECOMMENDER_FAULTS names no file of fault cases")
+@pytest.mark.skipif(not FILE.exists(), reason=f"{FILE} is not there")
 def test_every_case_of_the_file_has_the_outcome_that_is_right() -> None:
     found = cases()
     assert [case["case"] for case in found] == list(EXPECTED)

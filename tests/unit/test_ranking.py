@@ -20,8 +20,10 @@ from tests.unit.builders import (
     naive_sums,
     naive_weight,
     pending,
+    stored,
     unit_vectors,
 )
+from udfs import inverted
 from udfs import ranking as ranking_module
 from udfs.catalogue import Catalogue
 from udfs.lexical import LexicalIndex
@@ -34,7 +36,7 @@ from udfs.schemas import EVENT_TYPES, Event, Product, SavedList
 TOLERANCE = 2e-4
 N = 14
 DIMENSIONS = 6
-MATRIX = unit_vectors(N, DIMENSIONS, seed=4)
+MATRIX = stored(unit_vectors(N, DIMENSIONS, seed=4))
 PRODUCTS = {f"p{n}": vector for n, vector in enumerate(MATRIX)}
 QUERIES = {"q0": unit_vectors(1, DIMENSIONS, seed=5)[0]}
 PROFILE = ProfileConfig()
@@ -239,7 +241,28 @@ configs = st.builds(
 def test_lists_and_reasons_equal_a_plain_recomputation(
     users: list[list[Event]], config: RankingConfig, k: int
 ) -> None:
-    found = lists(users, catalogue(OUT), RecommendConfig(k, PROFILE, config))
+    assert_recomputed(users, catalogue(OUT), config, k)
+
+
+@settings(max_examples=150, phases=[Phase.explicit, Phase.generate])
+@given(st.lists(histories, min_size=1, max_size=4), configs, st.integers(1, N))
+def test_lists_from_candidates_equal_the_same_recomputation(
+    users: list[list[Event]], config: RankingConfig, k: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(inverted, "EXACT_UP_TO", 0)
+        patched.setattr(inverted, "LIST_ROWS", 4)
+        patched.setattr(inverted, "_FIRST_LISTS", 1)
+        products = catalogue(OUT)
+        assert isinstance(products._index, inverted.InvertedIndex)
+        products._index._margin = np.inf
+        assert_recomputed(users, products, config, k)
+
+
+def assert_recomputed(
+    users: list[list[Event]], products: Catalogue, config: RankingConfig, k: int
+) -> None:
+    found = lists(users, products, RecommendConfig(k, PROFILE, config))
     by_user = {int(one.user_id[1:]): one for one in found}
     for at, events in enumerate(users):
         contributions = naive_contributions(events, config)
@@ -271,13 +294,13 @@ def test_lists_and_reasons_equal_a_plain_recomputation(
                 assert largest < TOLERANCE
 
 
-def test_users_of_several_parts_of_the_scratch_table_have_their_own_reasons(
+def test_products_that_only_look_like_a_listed_one_give_no_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     users = [[event("e", product_id=f"p{at % 4}")] for at in range(9)]
     config = RecommendConfig(5)
     expected = [one.reasons for one in lists(users, catalogue(), config)]
-    monkeypatch.setattr(ranking_module, "_SCRATCH_BYTES", 1)
+    monkeypatch.setattr(ranking_module, "_FILTER_BITS", 1)
     assert [one.reasons for one in lists(users, catalogue(), config)] == expected
     assert expected[3] != expected[2]
 
