@@ -100,7 +100,7 @@ def soak(
     Raises:
         BenchmarkError: The job failed or restarted, or does not keep up.
     """
-    catalogue = running.topic("catalogue-soak", 4)
+    catalogue = running.topic("catalogue-soak", 4, cleanup_policy="compact")
     topic = running.topic("events-soak")
     running.topic("dead-letters-soak", 1)
     load(running.stack.kafka.bootstrap, catalogue, workload.catalogue())
