@@ -89,6 +89,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a wrong quantity": ({**CLICK, "quantity": "two"}, "invalid_field"),
     "a large number": ({**CLICK, "quantity": 2**70}, "invalid_field"),
     "too large": ({"user_id": "u", "type": "search", "query": "x" * MAX_EVENT_BYTES}, "too_large"),
+    "too large as a record": (
+        {"user_id": "u", "type": "search", "query": "x" * 65_400},
+        "too_large",
+    ),
     "a text": ("click", "invalid_field"),
     "null": (None, "invalid_field"),
     "an array": ([CLICK], "invalid_field"),
