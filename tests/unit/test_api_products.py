@@ -240,7 +240,10 @@ class TestBulk:
     def test_a_whole_number_as_an_id_is_its_decimal_text(self) -> None:
         """As in the topic, and in an event of that product."""
         shop = Shop()
-        products = [{"product_id": 632910392, **FULL}, {"product_id": 7, "deleted": True}]
+        products: list[dict[str, Any]] = [
+            {"product_id": 632910392, **FULL},
+            {"product_id": 7, "deleted": True},
+        ]
         assert self.post(shop, products).status_code == 202
         written, deleted = shop.records.sent
         assert written[1] == "632910392"
