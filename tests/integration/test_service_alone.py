@@ -51,7 +51,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         RECOMMENDER_API_KEYS_FILE=str(keys),
         RECOMMENDER_API_THREADS=str(THREADS),
         RECOMMENDER_API_HEADER_SECONDS="1",
-        RECOMMENDER_API_CLIENT_SECONDS="12",
+        RECOMMENDER_API_WRITE_TIMEOUT_SECONDS="3",
+        RECOMMENDER_API_CLIENT_SECONDS="8",
         RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS="0",
     ) as running:
         yield running
