@@ -82,6 +82,11 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[Scope | Literal["read"], ...], msgspec.Meta(min_length=1)]
 
+    @property
+    def tag(self) -> str:
+        """What tells it from others, those included that have had its name; not secret."""
+        return f"{self.name}:{self.sha256[:16]}"
+
 
 def spelt_out(scopes: Iterable[str]) -> frozenset[Scope]:
     """Return scopes with those that ``read`` stands for in its place."""
@@ -225,17 +230,22 @@ class Access:
         found = self.tokens.read(token, now_ms)
         if self.keys:
             granted = zip(self.keys, self._granted, strict=True)
-            holders = {one.name: at for at, (one, may) in enumerate(granted) if "token" in may}
+            holders = {one.tag: at for at, (one, may) in enumerate(granted) if "token" in may}
             if found.key not in holders:
                 detail = "the API key behind the token is gone"
                 raise ProblemError(UNAUTHENTICATED, detail, headers=_CHALLENGE)
-            caller = Caller(holders[found.key], found.key, found.user_id)
+            at = holders[found.key]
+            caller = Caller(at, self.keys[at].name, found.user_id)
         else:
             local = self._neighbour()
             caller = Caller(local.key, local.name, found.user_id)
         if user_id is not None and user_id != found.user_id:
             raise ProblemError(FORBIDDEN, "the token is of another user")
         return caller
+
+    def tag(self, caller: Caller) -> str:
+        """Return what a token says of the key behind it."""
+        return self.keys[caller.key].tag if self.keys else caller.name
 
     @staticmethod
     def _neighbour() -> Caller:

@@ -3,8 +3,8 @@
 Each request has a time limit, but with a few threads a server that hangs would hold them all, and
 every request would wait for its turn to wait. When at least half of the last calls were not
 answered in time, the next ones fail at once; one a pause tries again, and its answer lets all
-through. A single late answer changes nothing. Reads of many days and writes are judged apart:
-both can be late while a user's list is not.
+through. A single late answer changes nothing. Reads of many days, scans of many products and
+writes are judged apart: all can be late while a user's list is not.
 
 pybreaker, purgatory and circuitbreaker count failures in a row, which one answer among many
 time-outs sets back, and pybreaker calls under a lock, one call at a time.
@@ -99,7 +99,9 @@ class BreakerStore:
     ) -> None:
         self._name = name
         self._store = store
-        self._reads, self._days, self._writes = (_Circuit(pause_seconds, clock) for _ in range(3))
+        self._reads, self._days, self._scans, self._writes = (
+            _Circuit(pause_seconds, clock) for _ in range(4)
+        )
 
     def recommendations(self, user_id: str) -> RecommendationList | None:
         """See `RecommendationStore.recommendations`."""
@@ -127,7 +129,7 @@ class BreakerStore:
     ) -> list[str]:
         """See `RecommendationStore.products_in`."""
         return self._call(
-            self._reads,
+            self._scans,
             lambda: self._store.products_in(scope, least=least, most=most, limit=limit),
         )
 

@@ -139,10 +139,11 @@ class ApiConfig:
             if value is not None and not least <= value <= most:
                 msg = f"{name} {value}: must be {least} to {most}"
                 raise ValueError(msg)
-        if self.client_seconds < self.request_limit + self.write_timeout_seconds:
+        # A write waits until the catalogue is read, and then for Kafka.
+        if self.client_seconds < self.request_limit + 2 * self.write_timeout_seconds:
             msg = (
                 f"client_seconds {self.client_seconds}: must be at least"
-                " request_seconds and write_timeout_seconds together"
+                " request_seconds and twice write_timeout_seconds together"
             )
             raise ValueError(msg)
         if self.flink_url is not None and urlsplit(self.flink_url).scheme not in ("http", "https"):

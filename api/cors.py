@@ -35,8 +35,10 @@ def _allow(response: Response) -> Response:
         return response
     headers["Access-Control-Allow-Origin"] = origin
     if request.method == "OPTIONS":
-        # The answer to an OPTIONS request is Flask's own; these routes have one method each.
-        headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
+        # Of this route alone. Flask's own Allow has those of every route that fits the path, such
+        # as DELETE of a user.
+        methods = request.url_rule.methods if request.url_rule is not None else None
+        headers["Access-Control-Allow-Methods"] = ", ".join(sorted(methods or ()))
         headers["Access-Control-Allow-Headers"] = _REQUEST_HEADERS
         headers["Access-Control-Max-Age"] = _MAX_AGE
     else:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from threading import BoundedSemaphore
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter
 
 from api import (
     cors,
@@ -31,7 +32,7 @@ from api.breaker import BreakerStore
 from api.catalogue_memory import CatalogueFollower, CatalogueMemory
 from api.config import ApiConfig
 from api.lazy import LazyEventSink, LazyRecordSink
-from api.parameters import IdConverter
+from api.parameters import IdConverter, routed_path
 from api.rate_limit import RateLimiter
 from api.services import EventSink, RecordSink, Services, ShopWindow, install
 from api.shelf import Shelf
@@ -66,11 +67,21 @@ _BLUEPRINTS = (
 
 
 class _Application(Flask):
-    """Flask, which need not look at each call whether a function is a coroutine: none is."""
+    """Flask with ids in paths that may have slashes (`api.parameters`).
+
+    It need not look at each call whether a function is a coroutine: none is.
+    """
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``func`` as it is."""
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return Flask's own, which routes by what the client escaped."""
+        adapter = super().create_url_adapter(request)
+        if adapter is not None and request is not None:
+            adapter.path_info = routed_path(request.environ)
+        return adapter
 
 
 def create_app(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
-from typing import Protocol
+from typing import Final, Protocol
 
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import (
@@ -43,12 +43,14 @@ _EVENTS = Counter(
     " them), lost (in the buffer when its worker ended), dropped (no room).",
     ("outcome",),
 )
-# By `udfs.schemas.Reason`. Made with all of them: a rate cannot see a counter's first value.
+# Beside the reasons of the job (`udfs.schemas.Reason`): of another user than the token.
+WRONG_USER: Final = "wrong_user"
+# Made with all reasons: a rate cannot see a counter's first value.
 REFUSED = Counter(
     "recommender_api_events_refused", "Events of requests that were refused.", ("reason",)
 )
-for _reason in Reason:
-    REFUSED.labels(_reason.value)
+for _reason in (*Reason, WRONG_USER):
+    REFUSED.labels(_reason)
 _PRODUCTS = Gauge(
     "recommender_api_catalogue_products",
     "Products in a worker's memory.",

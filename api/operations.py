@@ -193,8 +193,7 @@ def route(
 
 
 def _is_one_segment(rule: str) -> bool:
-    raw: str = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
-    return raw.partition("?")[0].count("/") == rule.count("/")
+    return parameters.raw_path(request.environ).count("/") == rule.count("/")
 
 
 def _pay(scope: Scope, wait: float) -> None:

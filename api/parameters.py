@@ -9,10 +9,10 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from flask import request
 from werkzeug.routing import PathConverter
@@ -23,6 +23,10 @@ from udfs.schemas import MAX_ID, RESERVED_PREFIX
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
 # 9999-12-31T23:59:59.999Z, the last time that the store can show; exclusive ends may lie behind.
 MAX_TS = 253_402_300_800_000
+# The path of a request's target, which a proxy may write with its origin.
+_PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)?([^?#]*)")
+# An escaped slash, and what escapes.
+_KEPT = re.compile("%(2f|25)", re.IGNORECASE)
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -36,6 +40,10 @@ class IdConverter(PathConverter):
     regex = "(?s:.*?)"
     # Werkzeug would otherwise match it within one segment, since it sees no slash in the regex.
     part_isolating = False
+
+    def to_python(self, value: str) -> str:
+        """Return the id of a part of a `routed_path`."""
+        return unquote(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +255,28 @@ def _rfc3339(name: str, raw: str) -> int:
     return (time - _EPOCH) // dt.timedelta(milliseconds=1)
 
 
+def raw_path(environ: Mapping[str, Any]) -> str:
+    """Return the path as the client sent it, with its escapes; empty where nobody has kept it."""
+    found = _PATH.match(environ.get("RAW_URI") or environ.get("REQUEST_URI") or "")
+    return "" if found is None else found[1].removeprefix(environ.get("SCRIPT_NAME", ""))
+
+
+def routed_path(environ: Mapping[str, Any]) -> str:
+    """Return the path for the router: unescaped but for the slashes, which belong to ids.
+
+    The server's own PATH_INFO has ``DELETE /v1/users/u%2Fobjection`` as the route
+    ``/v1/users/u/objection``, of another user. The signs of escapes are kept too, so that
+    `IdConverter` can tell what was escaped.
+    """
+    raw, path = raw_path(environ), environ.get("PATH_INFO", "").encode("latin-1")
+    if unquote_to_bytes(raw) == path:
+        return unquote_to_bytes(_KEPT.sub(r"%25\1", raw)).decode("utf-8", "replace")
+    return str(path.decode("utf-8", "replace").replace("%", "%25"))
+
+
 def _raw_path_is_utf8() -> bool:
-    raw: str = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
     try:
-        unquote_to_bytes(raw.partition("?")[0]).decode("utf-8")
+        unquote_to_bytes(raw_path(request.environ)).decode("utf-8")
     except UnicodeDecodeError:
         return False
     return True

@@ -79,10 +79,11 @@ class ProductInput(_Details, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class BulkProduct(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A product of a bulk, whole as for PUT; ``deleted`` removes it, and then its id is enough.
 
-    Partial updates are not possible yet: an entry without ``title`` is refused.
+    A whole number as ``product_id`` is its decimal text. Partial updates are not possible yet: an
+    entry without ``title`` is refused.
     """
 
-    product_id: Identifier
+    product_id: Identifier | int
     title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] | None = None
     deleted: bool = False
 
@@ -271,20 +272,19 @@ def _topic() -> str:
 def _records(body: Bulk) -> Records:
     errors: list[BodyError] = []
     products: dict[int, tuple[ProductInput, Learned]] = {}
+    ids = [str(one.product_id) for one in body.products]
     for index, one in enumerate(body.products):
         try:
-            check_product_id(one.product_id)
+            check_product_id(ids[index])
             if not one.deleted:
-                products[index] = one.whole(), _learned(one.product_id)
+                products[index] = one.whole(), _learned(ids[index])
         except RejectedError as error:
             errors.append(BodyError(index, error.detail, error.reason.value))
     vectors = _title_vectors(products)
     values: dict[int, bytes] = {}
     for index, (given, learned) in products.items():
         try:
-            values[index] = _record(
-                body.products[index].product_id, given, learned, vectors.get(index)
-            )
+            values[index] = _record(ids[index], given, learned, vectors.get(index))
         except RejectedError as error:
             errors.append(BodyError(index, error.detail, error.reason.value))
     if errors:
@@ -292,7 +292,7 @@ def _records(body: Bulk) -> Records:
         detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
         raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
     # None, a deletion, for those that are not among the products.
-    return [(one.product_id, values.get(index)) for index, one in enumerate(body.products)]
+    return [(product_id, values.get(index)) for index, product_id in enumerate(ids)]
 
 
 def _learned(product_id: str) -> Learned:

@@ -100,7 +100,8 @@ class RateLimiter:
                 return 0.0
             ahead = int(rate.per_second * LEASE_SHARE)
             if ahead > units and self._take_shared(slot, rate, ahead, now) == 0:
-                self._leases[slot] = (ahead - units, now + LEASE_SECONDS)
+                rest = left if now < until else 0
+                self._leases[slot] = (rest + ahead - units, now + LEASE_SECONDS)
                 return 0.0
             return self._take_shared(slot, rate, units, now)
 

@@ -108,9 +108,11 @@ def recommendations(user_id: str) -> Response:
         sources = fallbacks(parts.shelf, parts.store, wanted, needed, builder.categories())
         try:
             failure = builder.fill(sources)
-        except StoreError as error:
-            # The first failure says more than what followed from it.
-            raise degraded or error from error
+        except StoreError:
+            if degraded is None:
+                raise
+            # The first failure says more than what followed from it, and keeps its own cause.
+            raise degraded from degraded.__cause__
         if not builder.items:
             degraded = degraded or failure
     if degraded is not None:

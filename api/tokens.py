@@ -31,7 +31,7 @@ class UserToken(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     user_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     key: str
-    """The name of the API key that asked for it."""
+    """The tag of the API key that asked for it (`api.access.ApiKey`)."""
     expires_at: int
 
 

@@ -49,8 +49,9 @@ def make_token(user_id: str) -> Response:
     the API key that asked for it, or with the service's secret. 404 where the service has no
     secret (RECOMMENDER_API_TOKEN_SECRET_FILE).
     """
-    tokens = services().access.tokens
+    access = services().access
+    tokens = access.tokens
     if not tokens:
         raise ProblemError(problems.NOT_FOUND, "this service makes no tokens: it has no secret")
-    made = UserToken(user_id, g.caller.name, now_ms() + _SECONDS.read() * 1000)
+    made = UserToken(user_id, access.tag(g.caller), now_ms() + _SECONDS.read() * 1000)
     return json_response(MadeToken(user_id, tokens.make(made), made.expires_at), 201)

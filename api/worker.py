@@ -18,6 +18,10 @@ limit to either. Here a connection is shut down whose client does not send a req
 or takes too long for the rest and the answer; the thread then sees an end. The main thread looks
 once a second. A time limit of the socket would be for each of the client's bytes anew, and a system
 call more for each request.
+
+gunicorn waits in the main thread until the client has closed its side of a connection that is not
+kept, up to two seconds: a few clients that do not would stop the worker, and have it killed as
+one that hangs. Here the thread of the connection waits, and for less.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from __future__ import annotations
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Final
 
+from gunicorn import util
 from gunicorn.http.body import LengthReader
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
@@ -37,6 +43,9 @@ STAY_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.02
 # How long a thread waits for the first byte of a new connection, seconds; the poller waits longer.
 FIRST_BYTE_SECONDS: Final = 0.1
+# How long a thread waits for the client's end of a connection that is not kept, seconds: closed
+# before the client has read the answer, with something of the client unread, it could cut it.
+END_SECONDS: Final = 0.5
 # How long a worker lets others go first for each connection that it has, and at most, seconds.
 YIELD_SECONDS: Final = 0.0005
 MAX_YIELD_SECONDS: Final = 0.005
@@ -90,6 +99,16 @@ class SparingSocket:
 def _plain(sock: Any) -> Any:
     """Return the socket behind a `SparingSocket`; with none, what was given."""
     return sock.plain if isinstance(sock, SparingSocket) else sock
+
+
+def _end(sock: socket.socket) -> None:
+    """Wait a moment for the client's end; whoever closes ``sock`` then need not wait any more."""
+    # It may have gone, or be closed already.
+    with suppress(OSError):
+        # gunicorn's wait closes what it is given. Closing the socket itself is the main thread's.
+        util.close_graceful(socket.fromfd(sock.fileno(), sock.family, sock.type), END_SECONDS)
+        # The socket itself, since TLS would wait for the client.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class StayingThreadWorker(ThreadWorker):
@@ -150,6 +169,12 @@ class StayingThreadWorker(ThreadWorker):
         Returns:
             What gunicorn's own method returns for the last of them.
         """
+        result = self._requests(conn)
+        if not result:
+            _end(_plain(conn.sock))
+        return result
+
+    def _requests(self, conn: Any) -> Any:
         result = self._handle(conn)
         # True: the connection is kept. Anything else is gunicorn's business. HTTP/2 has loops of
         # its own, and TLS may hold decrypted bytes that no poll shows.

@@ -41,6 +41,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from connectors.sparing_log import SparingLog
 from udfs.schemas import (
+    MAX_EVENT_BYTES,
     PLACEHOLDER_IDS,
     Event,
     Reason,
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 _POLL: Final = 0.2
 _FIELDS: Final = frozenset(Event.__struct_fields__)
 _encoder = msgspec.json.Encoder()
+# More than an event grows when it is written as a record: names of absent fields, an id's quotes.
+_GROWTH: Final = 256
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
@@ -132,7 +135,13 @@ def make_event(
         key = _id_text(given.get("user_id", "")).encode()
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
         raise RejectedError(Reason.INVALID_FIELD, str(error)) from error
-    return decode_event(key.decode("latin-1"), payload, now_ms, placeholders)
+    event = decode_event(key.decode("latin-1"), payload, now_ms, placeholders)
+    if len(payload) > MAX_EVENT_BYTES - _GROWTH:
+        size = len(encode_event(event))
+        if size > MAX_EVENT_BYTES:
+            detail = f"{size} bytes as a record, at most {MAX_EVENT_BYTES}"
+            raise RejectedError(Reason.TOO_LARGE, detail)
+    return event
 
 
 def _id_text(value: object) -> str:

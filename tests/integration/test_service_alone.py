@@ -51,6 +51,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         RECOMMENDER_API_KEYS_FILE=str(keys),
         RECOMMENDER_API_THREADS=str(THREADS),
         RECOMMENDER_API_HEADER_SECONDS="1",
+        RECOMMENDER_API_WRITE_TIMEOUT_SECONDS="3",
         RECOMMENDER_API_CLIENT_SECONDS="8",
         RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS="0",
     ) as running:
@@ -122,6 +123,24 @@ def test_clients_that_stop_in_the_middle_of_a_request_do_not_hold_the_threads(
             client.sendall(half)
         answers = [service.ask("GET", "/health/live").status_code for _ in range(8)]
     assert answers == [200] * 8
+
+
+@pytest.mark.parametrize(
+    "last", [b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET\r\n\r\n"]
+)
+def test_clients_that_do_not_close_their_side_do_not_stop_the_workers(
+    service: Service, last: bytes
+) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    workers = psutil.Process(service.process.pid).children()
+    with ExitStack() as clients:
+        # Two seconds for each would be more than a worker may be silent, and a request waits.
+        for _ in range(60):
+            client = clients.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(last)
+        answers = [service.ask("GET", "/health/live").status_code for _ in range(8)]
+    assert answers == [200] * 8
+    assert set(psutil.Process(service.process.pid).children()) == set(workers)
 
 
 def test_events_of_a_killed_worker_stay_counted_and_those_in_its_buffer_are_lost(

@@ -307,6 +307,13 @@ class TestRateLimit:
         assert two.take(0, "lists") == 0
         assert one.take(0, "lists") > 0
 
+    def test_rest_of_what_is_taken_ahead_is_not_thrown_away(self) -> None:
+        limiter = self.limiter(Rate(1 / LEASE_SHARE * 200, 2000))
+        # One batch leaves too little of 200 for the next.
+        assert sum(limiter.take(0, "lists", 101) == 0 for _ in range(30)) == 2000 // 101
+        self.now += LEASE_SECONDS
+        assert sum(limiter.take(0, "lists", 101) == 0 for _ in range(30)) == 2000 // 101
+
     def test_limit_holds_over_processes(self, tmp_path: Path) -> None:
         file = tmp_path / "rates"
         file.touch()

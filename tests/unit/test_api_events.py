@@ -89,6 +89,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a wrong quantity": ({**CLICK, "quantity": "two"}, "invalid_field"),
     "a large number": ({**CLICK, "quantity": 2**70}, "invalid_field"),
     "too large": ({"user_id": "u", "type": "search", "query": "x" * MAX_EVENT_BYTES}, "too_large"),
+    "too large as a record": (
+        {"user_id": "u", "type": "search", "query": "x" * 65_400},
+        "too_large",
+    ),
     "a text": ("click", "invalid_field"),
     "null": (None, "invalid_field"),
     "an array": ([CLICK], "invalid_field"),
@@ -260,6 +264,36 @@ class TestTimes:
         assert before - 5_000 <= found[0].ts <= after - 5_000
         assert before - 5_000 <= found[1].ts <= after - 5_000
         assert before <= found[2].ts <= after
+
+    @pytest.mark.parametrize(
+        ("ts", "sent_at"),
+        [
+            (80_000, 90_000),
+            (80_000.0, 90_000.0),
+            ("1970-01-01T00:01:20Z", "1970-01-01T00:01:30Z"),
+        ],
+    )
+    def test_a_clock_that_began_in_1970_is_corrected_too(self, ts: object, sent_at: object) -> None:
+        """A device without a clock of its own counts from its start."""
+        before = now_ms()
+        body = {"sent_at": sent_at, "events": [{**CLICK, "ts": ts}]}
+        (found,) = self.sent(Shop(), body)
+        assert before - 10_000 <= found.ts <= now_ms() - 10_000
+
+    def test_the_corrected_time_is_judged(self) -> None:
+        seconds = now_ms() // 1000
+        for ts, sent_at in ((seconds, now_ms()), (now_ms(), seconds), (5, 2**40), (2**47, 0)):
+            body = assert_problem(post(Shop(), {**CLICK, "ts": ts, "sent_at": sent_at}), 400)
+            assert body["errors"][0]["reason"] in ("invalid_field", "in_the_future")
+            shop = Shop(ApiConfig(impossible_times="now"))
+            before = now_ms()
+            (found,) = self.sent(shop, {**CLICK, "ts": ts, "sent_at": sent_at})
+            assert before <= found.ts <= now_ms()
+
+    @pytest.mark.parametrize("wrong", [2**70, 10**400])
+    def test_a_time_that_is_no_time_is_refused(self, wrong: int) -> None:
+        for times in ({"ts": now_ms(), "sent_at": wrong}, {"ts": wrong, "sent_at": now_ms()}):
+            assert_problem(post(Shop(), {**CLICK, **times}), 400)
 
     @pytest.mark.parametrize("wrong", ["soon", -1, [], {}, True])
     def test_a_wrong_time_of_sending_is_the_errors_subject(self, wrong: object) -> None:

@@ -180,6 +180,19 @@ class TestStoreAway:
         assert response.status_code == 503
         assert response.headers["Retry-After"] == "2"
 
+    @pytest.mark.parametrize("of_list", [True, False])
+    def test_log_of_a_503_has_what_the_driver_said(
+        self, of_list: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The failure that counts is the first one: of the list, or of what fills it up."""
+        shop = Shop()
+        shop.store.failure = StoreUnavailable("cassandra", "gone")
+        shop.store.failure.__cause__ = OSError("the driver's words")
+        if not of_list:
+            monkeypatch.setattr(shop.store, "recommendations", lambda _user_id: None)
+        assert self.answer(shop).status_code == 503
+        assert 'cause: OSError("the driver\'s words")' in caplog.text
+
     def test_personal_list_is_shown_though_nothing_can_be_added(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client import values
-from prometheus_client.metrics import Counter
 
 from api.breaker import BreakerStore
 from api.config import ApiConfig
@@ -32,6 +33,7 @@ from connectors.recommendation_store import (
 from tests.contract.memory_store import InMemoryRecommendationStore
 from tests.unit.api_doubles import Events, Records, Shop, product
 from tests.unit.test_api_routes import DAY, NOW, assert_problem
+from udfs.schemas import Reason
 
 LIMIT = 2.0
 
@@ -124,6 +126,12 @@ class TestTime:
             ApiConfig.from_env({"RECOMMENDER_API_REQUEST_SECONDS": "0"})
         with pytest.raises(ValueError, match="client_seconds"):
             ApiConfig.from_env({"RECOMMENDER_API_CLIENT_SECONDS": "6"})
+
+    def test_a_client_has_the_time_of_all_that_a_request_may_wait_for(self) -> None:
+        """A write may wait for the catalogue first, and then for Kafka."""
+        ApiConfig(request_seconds=2.0, write_timeout_seconds=5, client_seconds=12.0)
+        with pytest.raises(ValueError, match="client_seconds"):
+            ApiConfig(request_seconds=2.0, write_timeout_seconds=5, client_seconds=11.9)
 
     def test_a_late_answer_for_want_of_time_does_not_count_against_the_store(
         self, monkeypatch: pytest.MonkeyPatch
@@ -383,13 +391,16 @@ def test_a_part_that_cannot_be_closed_does_not_keep_the_others_open(
 
 
 def test_refused_events_are_a_counter_by_reason_from_the_start() -> None:
-    from api.metrics import REFUSED
-    from udfs.schemas import Reason
-
-    text = Shop().client.get("/metrics").text
-    for reason in Reason:
-        assert f'recommender_api_events_refused_total{{reason="{reason.value}"}}' in text
-    assert isinstance(REFUSED, Counter)
+    # In a process that has refused none.
+    shown = subprocess.run(
+        [sys.executable, "-c", "import api.metrics as m; print(m.generate_latest().decode())"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout
+    for reason in (*Reason, "wrong_user"):
+        assert f'recommender_api_events_refused_total{{reason="{reason}"}} 0.0' in shown
 
 
 def test_trending_list_is_answered_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,14 +223,34 @@ class TestBreaker:
             assert self.asked(1, call) == 1
         assert self.asked(1, history) == 0
 
-    def test_a_wrong_argument_is_no_answer_of_the_store(self) -> None:
+    def test_scans_that_hang_leave_all_else_alone(self) -> None:
+        """A scan reads a whole partition; the others read a row each, or a month, or write."""
         self.late()
-        self.asked(9)
+
+        def scan() -> object:
+            return self.breaker.products_in("all:0", limit=1)
+
+        assert self.asked(9, scan) == LEAST_CALLS
+        self.late(is_late=False)
+        for call in (
+            lambda: self.breaker.recommendations("u"),
+            lambda: self.breaker.events("u", start=0, end=1, limit=1),
+            lambda: self.breaker.request_erasure("u", 1),
+        ):
+            assert self.asked(1, call) == 1
+        assert self.asked(1, scan) == 0
+
+    def test_a_wrong_argument_is_no_answer_of_the_store(self) -> None:
+        def scan() -> object:
+            return self.breaker.products_in("all:0", limit=1)
+
+        self.late()
+        self.asked(9, scan)
         self.late(is_late=False)
         self.now += 1.5
         with pytest.raises(ValueError, match="limit"):
             self.breaker.products_in("all:0", limit=0)
-        assert self.asked(1) == 0
+        assert self.asked(1, scan) == 0
 
     def test_other_failures_are_answers(self) -> None:
         store = InMemoryRecommendationStore()

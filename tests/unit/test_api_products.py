@@ -237,6 +237,25 @@ class TestBulk:
     def post(self, shop: Shop, products: list[dict[str, Any]]) -> Any:
         return shop.client.post("/v1/products:bulk", json={"products": products})
 
+    def test_a_whole_number_as_an_id_is_its_decimal_text(self) -> None:
+        """As in the topic, and in an event of that product."""
+        shop = Shop()
+        products: list[dict[str, Any]] = [
+            {"product_id": 632910392, **FULL},
+            {"product_id": 7, "deleted": True},
+        ]
+        assert self.post(shop, products).status_code == 202
+        written, deleted = shop.records.sent
+        assert written[1] == "632910392"
+        assert decode_product("632910392", written[2] or b"")[0].product_id == "632910392"
+        assert deleted[1:] == ("7", None)
+
+    @pytest.mark.parametrize("wrong", [5.0, 1e30, True, None, 10**200, [1], ""])
+    def test_no_other_value_is_an_id(self, wrong: Any) -> None:
+        shop = Shop()
+        assert_problem(self.post(shop, [{"product_id": wrong, "deleted": True}]), 400)
+        assert not shop.records.sent
+
     def test_products_and_deletions_keep_their_order(self) -> None:
         shop = Shop()
         response = self.post(

@@ -128,6 +128,17 @@ def test_any_text_is_an_id(client: FlaskClient, path: str, user: str) -> None:
     assert json.loads(response.data)["user_id"] == user
 
 
+def test_escaped_slash_belongs_to_an_id_and_not_to_the_route(
+    client: FlaskClient, store: InMemoryRecommendationStore
+) -> None:
+    store.save_product(None, ProductRow("p1/similar", "T", "MONITOR", 10.0, True, NOW))
+    answer = client.get("/v1/products/p1%2Fsimilar")
+    assert json.loads(answer.data)["product_id"] == "p1/similar"
+    # There is no such route of a user as a whole.
+    assert_problem(client.get("/v1/users/u1%2Fevents"), 405)
+    assert_problem(client.post("/v1/users/u1%2Ftoken"), 405)
+
+
 @pytest.mark.parametrize("route", ["recommendations", "events"])
 @pytest.mark.parametrize("user", ["", "u" * 129])
 def test_id_out_of_bounds_is_named(client: FlaskClient, route: str, user: str) -> None:

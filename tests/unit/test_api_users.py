@@ -54,6 +54,31 @@ class TestErasure:
         assert response.status_code in (404, 405)
         assert not shop.records.sent
 
+    @pytest.mark.parametrize("slash", ["%2F", "%2f"])
+    def test_id_that_ends_like_a_route_is_an_id(self, slash: str) -> None:
+        shop = Shop()
+        answer = shop.client.delete(f"/v1/users/victim{slash}objection")
+        assert json.loads(answer.data)["user_id"] == "victim/objection"
+        ((_, key, value),) = shop.records.sent
+        assert (key, json.loads(value or b"")["type"]) == ("victim/objection", "erase")
+
+    @pytest.mark.parametrize(
+        ("before", "script"), [("http://host:80", ""), ("/shop", "/shop"), ("", "")]
+    )
+    def test_path_may_follow_an_origin_or_a_prefix(self, before: str, script: str) -> None:
+        shop = Shop()
+        raw = f"{before}/v1/users/victim%2Fobjection"
+        shop.client.delete(
+            "/v1/users/victim/objection",
+            environ_overrides={"RAW_URI": raw, "SCRIPT_NAME": script},
+        )
+        assert [key for _, key, _ in shop.records.sent] == ["victim/objection"]
+
+    def test_what_is_escaped_twice_stays_escaped_once(self) -> None:
+        shop = Shop()
+        answer = shop.client.delete("/v1/users/100%25%252Fobjection%2F%C3%BC")
+        assert json.loads(answer.data)["user_id"] == "100%%2Fobjection/ü"
+
 
 class TestObjection:
     @pytest.mark.parametrize(
@@ -74,6 +99,12 @@ class TestObjection:
             "objects": objects,
             "requested_at": at,
         }
+
+    def test_id_may_itself_end_like_the_route(self) -> None:
+        shop = Shop()
+        assert shop.client.put("/v1/users/u%2Fobjection/objection").status_code == 202
+        ((_, key, _),) = shop.records.sent
+        assert key == "u/objection"
 
     @pytest.mark.parametrize("method", ["PUT", "DELETE"])
     def test_what_kafka_has_not_acknowledged_is_503(self, method: str) -> None:

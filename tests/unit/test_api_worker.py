@@ -83,6 +83,27 @@ def test_connection_that_is_not_kept_is_given_back_at_once(
     assert handled(monkeypatch, worker(), conn, [deferred, True]) == (deferred, 1)
 
 
+def test_connection_that_is_not_kept_has_ended_before_the_main_thread_closes_it(
+    sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.worker.END_SECONDS", 0.01, raising=False)
+    ours, theirs = sockets
+    theirs.sendall(b"GET")
+    handled(monkeypatch, worker(), connection(ours), [False])
+    # The client sees the end, and keeps its own side open: nobody has to wait for it any more.
+    assert theirs.recv(1) == b""
+    ours.setblocking(False)
+    assert ours.recv(1) == b""
+
+
+def test_connection_that_is_closed_already_ends_too(
+    sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn = connection(sockets[0])
+    monkeypatch.setattr(ThreadWorker, "handle", lambda _self, conn: conn.sock.close() or False)
+    assert worker().handle(conn) is False
+
+
 @pytest.mark.parametrize(
     ("made", "conn"),
     [
@@ -141,13 +162,19 @@ class TestSlowClient:
         monkeypatch.setattr("api.worker.time.monotonic", lambda: self.now)
 
     def handled_while(
-        self, monkeypatch: pytest.MonkeyPatch, made: StayingThreadWorker, conn: Any, meanwhile: Any
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        made: StayingThreadWorker,
+        conn: Any,
+        meanwhile: Any,
+        *,
+        kept: bool = False,
     ) -> None:
         """Handle a request of ``conn``, and call ``meanwhile`` while a thread is at it."""
 
         def handle(_self: object, _conn: object) -> bool:
             meanwhile()
-            return False
+            return kept
 
         monkeypatch.setattr(ThreadWorker, "handle", handle)
         made.handle(conn)
@@ -197,8 +224,8 @@ class TestSlowClient:
         self, sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ours, theirs = sockets
-        made = worker()
-        self.handled_while(monkeypatch, made, connection(ours), lambda: None)
+        made = worker(connections=3, threads=2)
+        self.handled_while(monkeypatch, made, connection(ours), lambda: None, kept=True)
         self.now += 1e6
         made.murder_keepalived()
         theirs.sendall(b"x")

@@ -32,6 +32,7 @@ from udfs.schemas import (
     Reason,
     RejectedError,
     decode_event,
+    encode_event,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,21 @@ def test_what_the_job_would_refuse_is_counted_and_logged_and_never_raised(
     assert len(lines) == 1
     assert reason.value in lines[0]
     assert "secret-user" not in caplog.text
+
+
+def test_an_event_is_as_large_as_its_record(unconnected: EventClient) -> None:
+    """A record has the names of absent fields too, and quotes around a number that is an id."""
+    fields = {"user_id": 1, "type": "search", "event_id": 2, "ts": NOW, "query": ""}
+    room = MAX_EVENT_BYTES - len(encode_event(make_event({**fields, "query": "q"}, NOW))) + 1
+
+    fitting = make_event({**fields, "query": "q" * room}, NOW)
+    assert len(make_record(fitting, NOW)[1]) == MAX_EVENT_BYTES
+    with pytest.raises(RejectedError, match="too_large"):
+        make_event({**fields, "query": "q" * (room + 1)}, NOW)
+
+    # An event of `track` has an id and a time of its own.
+    unconnected.track("u1", "search", query="q" * 65_400)
+    assert unconnected.counts == Counts(rejected=1, rejected_by={"too_large": 1})
 
 
 def test_ids_of_nobody_are_refused_and_the_list_can_be_changed() -> None:
