@@ -46,6 +46,8 @@ from udfs.schemas import (
     HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
     MAX_FUTURE_MS,
+    MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
     MS_A_DAY,
     OPT_OUT,
     PLACEHOLDER_IDS,
@@ -352,7 +354,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             # Every subtask sees every product; one of them speaks for all.
             if self._reports_catalogue:
                 topic = self._config.catalogue_topic
-                origin = Origin(value[2], value[3], value[4])
+                kafka_ms = value[4] if value[4] >= MIN_TIMESTAMP_MS else 0
+                origin = Origin(value[2], value[3], kafka_ms)
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
         for state_key, entry in changes:
@@ -425,9 +428,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             known.note_time(decode_accepted_event(record_value(record)[0]).ts)
         now_us = time.time_ns() // 1000
         erased_us = max(now_us, known.generation_us + 1)
+        until_ms = event.ts if kafka_ms == MAX_TIMESTAMP_MS else max(event.ts, kafka_ms)
         # A request whose clock is far ahead must not keep the user out until then.
         latest_ms = now_us // 1000 + self._config.max_future_ms
-        kept = known.erased(event.ts, min(max(event.ts, kafka_ms), latest_ms), erased_us)
+        kept = known.erased(event.ts, min(until_ms, latest_ms), erased_us)
         self._profile.update(kept.pack())
         self._pending.clear()
         for after_ms in ERASE_AGAIN_MS:

@@ -692,6 +692,27 @@ def test_the_future_is_judged_by_the_records_time_and_not_by_the_clock(clock: Cl
     assert {one.origin for one in shop.letters()} == {Origin(0, 1, START_MS - 1)}
 
 
+def test_records_without_a_kafka_time_are_taken(shop: Harness) -> None:
+    """Kafka says -1, of which Flink's SQL makes 999."""
+    for number, kafka_ms in enumerate((-1, 999)):
+        shop.send(event_json(event_id=f"e{number}", ts=START_MS), kafka_ms=kafka_ms)
+    shop.advance(1001)
+    assert shop.saved() == ["e0", "e1"]
+    shop.send(b"{", kafka_ms=999)
+    row = Row("p0", b"{", 3, 17, 999)
+    shop._take(shop._function.process_broadcast_element(row, shop._context))
+    assert [one.origin.timestamp_ms for one in shop.letters()] == [0, 0]
+
+
+def test_an_erasure_without_a_kafka_time_drops_nothing_of_later(shop: Harness) -> None:
+    payload = event_json(event_id="gone", type="erase", product_id=None, ts=START_MS)
+    shop.send(payload, kafka_ms=999)
+    for number, (ts, kafka_ms) in enumerate([(START_MS, 999), (START_MS + 1, 999)]):
+        shop.send(event_json(event_id=f"e{number}", ts=ts), kafka_ms=kafka_ms)
+    shop.advance(1001)
+    assert shop.saved() == ["e1"]
+
+
 def test_the_ids_of_nobody_are_those_of_the_option(clock: Clock) -> None:
     shop = Harness(clock, replace(CONFIG, placeholder_ids=frozenset({"walk-in"})))
     shop.event(1, "walk-in")
