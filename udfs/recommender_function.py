@@ -90,6 +90,9 @@ _OBJECTION_VERSION: Final = 1
 # After an erasure it is carried out again: a write that was under way, or a replica that was away,
 # may bring back what was deleted.
 ERASE_AGAIN_MS: Final = (60_000, 600_000, 3_600_000, 6 * 3_600_000, 24 * 3_600_000)
+# An erasure deletes events up to tomorrow's. Of the day, an hour is for Kafka, which takes a record
+# that is so far ahead of the broker's clock, and one for clocks that differ.
+LONGEST_FUTURE_MS: Final = MS_A_DAY - 2 * 3_600_000
 # A user whose product has not come by then is looked at with their next event only.
 RETRIES_END_MS: Final = MS_A_DAY
 # Products that are saved at once; fewer wait for the next heartbeat.
@@ -136,14 +139,18 @@ class RecommenderConfig:
     catalogue_topic: str = "catalogue"
     """Named in dead letters."""
     max_future_ms: int = MAX_FUTURE_MS
-    """How far an event's time may lie ahead of its record's Kafka time, milliseconds."""
+    """How far an event's time may lie ahead of its record's Kafka time, milliseconds; at most
+    ``LONGEST_FUTURE_MS``."""
     placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
     """User ids that stand for users that are not known; their events are refused."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        if self.max_future_ms < 0:
-            msg = f"max_future_ms must not be negative, but is {self.max_future_ms}"
+        if not 0 <= self.max_future_ms <= LONGEST_FUTURE_MS:
+            msg = (
+                f"max_future_ms must be within 0 and {LONGEST_FUTURE_MS} (22 hours), as an erasure"
+                f" deletes events up to tomorrow's, but is {self.max_future_ms}"
+            )
             raise ValueError(msg)
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"

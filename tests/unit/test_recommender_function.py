@@ -1521,6 +1521,8 @@ def test_a_record_without_a_kafka_time_is_not_judged_by_the_clock(shop: Harness)
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"max_future_ms": -1},
+        {"max_future_ms": 22 * 3_600_000 + 1},
         {"tick_ms": -1},
         {"tick_ms": 2000, "tick_max_ms": 1999},
         {"max_pending": 0},
