@@ -84,6 +84,9 @@ _UNSAVED_PREFIX: Final = "u"
 _CLOCK_KEY: Final = "c"
 _PROGRESS_KEY: Final = "o"
 _MICROSECONDS: Final = struct.Struct("<q")
+# Rows may have been written after the checkpoint by a machine whose clock was ahead by so much: a
+# restored job writes above them.
+_CLOCK_MARGIN_US: Final = 15 * 60 * 1_000_000
 # The user's objection, kept apart as the profile leaves with its TTL: version, time (epoch µs).
 _OBJECTION: Final = struct.Struct("<Bq")
 _OBJECTION_VERSION: Final = 1
@@ -665,12 +668,14 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Read the broadcast state after a restore; it is out of reach while opening."""
         if not self._catalogue_loaded:
             entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            if entries:
+                self._changed_us = time.time_ns() // 1000 + _CLOCK_MARGIN_US
             progress = entries.pop(_PROGRESS_KEY, None)
             if progress is not None:
                 self._progress.load(progress, time.monotonic())
             clock = entries.pop(_CLOCK_KEY, None)
             if clock is not None:
-                (self._changed_us,) = _MICROSECONDS.unpack(clock)
+                self._changed_us = max(self._changed_us, *_MICROSECONDS.unpack(clock))
             self._catalogue.load(
                 (key, value)
                 for key, value in entries.items()

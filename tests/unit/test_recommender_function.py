@@ -1453,6 +1453,35 @@ def test_the_write_time_of_a_product_never_goes_back(clock: Clock) -> None:
     assert shop.products_saved()[-1][0][0].changed_us >= 1000 * clock.now_ms
 
 
+@pytest.mark.parametrize("since_checkpoint_ms", [1000, 86_400_000])
+def test_a_change_is_not_hidden_by_one_that_no_checkpoint_knows(
+    clock: Clock, since_checkpoint_ms: int
+) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(1, price=1)
+    shop.heartbeat()
+    checkpoint = shop.backend.copy()
+    clock.now_ms += since_checkpoint_ms
+    shop.product(1, price=2)
+    shop.heartbeat()
+    clock.now_ms -= 14 * 60_000  # the next TaskManager's clock is behind
+    again = Harness(clock, CONFIG, checkpoint)
+    again.product(1, price=3)
+    again.heartbeat()
+    (lost,), (change,) = shop.products_saved()[-1][0], again.products_saved()[-1][0]
+    assert change.changed_us > lost.changed_us
+
+
+def test_write_times_of_products_do_not_run_away_with_restores(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    for turn in range(100):
+        shop.product(1, price=turn)
+        shop.heartbeat()
+        (change,) = shop.products_saved()[-1][0]
+        assert change.changed_us < 1000 * (clock.now_ms + 16 * 60_000)
+        shop = Harness(clock, CONFIG, shop.backend.copy())
+
+
 def test_cycles_are_collected_by_time_under_a_load_without_a_pause(
     clock: Clock, shop: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
