@@ -21,7 +21,8 @@ from connectors.dead_letters import MAX_RECORD_BYTES
 from udfs.schemas import HEARTBEAT_PARTITION
 
 # A record's Kafka time in epoch milliseconds, of the column `at`. Flink casts a time to no number,
-# and counts seconds between times as INT, which from 1970 on ends in 2038.
+# and counts seconds between times as INT, which from 1970 on ends in 2038. A record without a time
+# has -1 in Kafka, of which this makes 999: what lies before the year 2000 is not known.
 AT_COLUMN: Final = "`at` TIMESTAMP_LTZ(3) NOT NULL METADATA FROM 'timestamp' VIRTUAL"
 AT_MS: Final = (
     "((CAST(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(946684800000, 3), `at`) AS BIGINT) + 946684800)"

@@ -7,7 +7,7 @@ so no further client needs to be configured where the job is submitted.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -81,31 +81,37 @@ def _created_with(topics: Topics, topic: str) -> Mapping[str, object]:
 def _wrong(
     topics: Topics, topic: str, settings: Mapping[str, str]
 ) -> Iterator[tuple[str, str, object]]:
-    """Name each setting that is wrong, why, and a value that is right."""
-    policies = {part.strip() for part in settings.get("cleanup.policy", "").split(",")}
+    """Name each setting that is wrong, why, and a value that is right; no one that is not told."""
+    policy = settings.get("cleanup.policy")
+    policies = None if policy is None else {part.strip() for part in policy.split(",")}
     if topic == topics.catalogue:
-        if policies != {"compact"}:
+        if policies not in (None, {"compact"}):
             why = "the newest record of each product must stay: compact"
             yield "cleanup.policy", why, "compact"
-        if 0 <= _number(settings, "delete.retention.ms") < MS_A_DAY:
+        tombstones_ms = _number(settings, "delete.retention.ms")
+        if tombstones_ms is not None and 0 <= tombstones_ms < MS_A_DAY:
             why = f"a job that was away for a day must hear of deletions: at least {MS_A_DAY}"
             yield "delete.retention.ms", why, MS_A_DAY
         return
-    if policies != {"delete"}:
+    if policies not in (None, {"delete"}):
         # Their keys are user ids, of which there are many records.
         why = "compaction would leave one record a user: delete"
         yield "cleanup.policy", why, "delete"
     if topic == topics.dead_letters:
-        if _number(settings, "max.message.bytes") < MAX_RECORD_BYTES:
+        max_bytes = _number(settings, "max.message.bytes")
+        if max_bytes is not None and max_bytes < MAX_RECORD_BYTES:
             why = f"a dead letter can be larger: at least {MAX_RECORD_BYTES}"
             yield "max.message.bytes", why, MAX_RECORD_BYTES
-        if _number(settings, "retention.ms") < 0:
+        retention_ms = _number(settings, "retention.ms")
+        if retention_ms is not None and retention_ms < 0:
             why = "rejected records hold personal data, which must not stay for ever"
             yield "retention.ms", why, 30 * MS_A_DAY
 
 
-def _number(settings: Mapping[str, str], name: str) -> int:
-    return int(settings[name])
+def _number(settings: Mapping[str, str], name: str) -> int | None:
+    """Read a number; None where it is not told."""
+    text = settings.get(name)
+    return None if text is None else int(text)
 
 
 # --- asking Kafka ---------------------------------------------------------------------------------
@@ -217,8 +223,12 @@ def _settings(admin: Any, topic: str) -> dict[str, str]:
     resource = _java("common.config.ConfigResource")(kind, topic)
     config = admin.describeConfigs(_java_list([resource])).values().get(resource).get()
     # Not every collection of Java's can be iterated from here; a list can.
-    entries = get_gateway().jvm.java.util.ArrayList(config.entries())
-    return {str(entry.name()): str(entry.value()) for entry in entries}
+    return _told(get_gateway().jvm.java.util.ArrayList(config.entries()))
+
+
+def _told(entries: Iterable[Any]) -> dict[str, str]:
+    """Return the settings that have a value: not every broker of the protocol has all."""
+    return {str(entry.name()): str(entry.value()) for entry in entries if entry.value()}
 
 
 def _ends(admin: Any, topic: str, partitions: int) -> dict[int, int]:

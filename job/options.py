@@ -16,7 +16,12 @@ from connectors.kafka import KafkaOptions
 from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
-from udfs.recommender_function import PROCESS_MODE, THREAD_MODE, RecommenderConfig
+from udfs.recommender_function import (
+    LONGEST_FUTURE_MS,
+    PROCESS_MODE,
+    THREAD_MODE,
+    RecommenderConfig,
+)
 from udfs.schemas import EVENT_TYPES, PLACEHOLDER_IDS, parse_placeholders
 from udfs.trending import TrendingConfig
 from udfs.variants import Experiment, Variant
@@ -213,8 +218,8 @@ def parser() -> argparse.ArgumentParser:
         "max-future-s",
         float,
         recommender.max_future_ms / 1000,
-        "how far an event's time may lie ahead of its record's Kafka time, seconds; what is further"
-        " ahead is a dead letter",
+        "how far an event's time may lie ahead of its record's Kafka time, seconds, at most"
+        f" {LONGEST_FUTURE_MS // 1000}; what is further ahead is a dead letter",
     )
     group.add_argument(
         "--placeholder-ids",
@@ -446,7 +451,8 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                     ranking=ranking,
                     experiment=Experiment(given.experiment, variants),
                 ),
-                max_future_ms=round(given.max_future_s * 1000),
+                # Infinity and NaN become a number that is refused.
+                max_future_ms=round(min(1e9, given.max_future_s) * 1000),
                 **_same_names(
                     given, RecommenderConfig, "recommend", "max_future_ms", "catalogue_ends"
                 ),

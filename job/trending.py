@@ -132,7 +132,7 @@ WITH known AS (
 ), weighed AS (
     SELECT user_id, event_id, product_id, ts, arrived, {weight} AS weight
     FROM known
-    WHERE ts BETWEEN {min_ms} AND {max_ms} AND ts <= kafka_ms + {max_future_ms}
+    WHERE {in_range}
 )
 """
 _EACH: Final = "SELECT product_id, ts, weight FROM weighed WHERE weight > 0"
@@ -277,6 +277,14 @@ def ids_sql(placeholders: Iterable[str]) -> str:
     return " AND ".join(found)
 
 
+def time_in_range_sql(max_future_ms: int) -> str:
+    """Return SQL for whether `ts` can be an event's time; an unknown `kafka_ms` judges nothing."""
+    return (
+        f"ts BETWEEN {MIN_TIMESTAMP_MS} AND {MAX_TIMESTAMP_MS}"
+        f" AND (kafka_ms < {MIN_TIMESTAMP_MS} OR ts <= kafka_ms + {max_future_ms})"
+    )
+
+
 def _double(number: float) -> str:
     return f"CAST({number!r} AS DOUBLE)"
 
@@ -364,9 +372,7 @@ def trending_lists(
             kafka_ms=AT_MS,
             ids=ids_sql(placeholders),
             weight=weight_sql(profile),
-            min_ms=MIN_TIMESTAMP_MS,
-            max_ms=MAX_TIMESTAMP_MS,
-            max_future_ms=max_future_ms,
+            in_range=time_in_range_sql(max_future_ms),
         )
         counted = f"{decayed}-counted"
         # What is remembered of each event leaves long before the sums. Offsets and sums are found

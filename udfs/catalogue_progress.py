@@ -10,9 +10,15 @@ from typing import Final
 
 import msgspec
 
-# A partition that is silent for so long has been read, whatever its end says: the last offset can
-# be a transaction's marker, or a record that compaction has removed.
+# A partition that is silent for so long has been read, whatever its end says: the last offsets can
+# be markers of a few transactions, or records that compaction has removed.
 SILENCE_S: Final = 30.0
+NEAR_END: Final = 64
+# Further from the end it is more likely that the records are on their way: another subtask that
+# waits for Cassandra holds up the catalogue of all.
+FAR_SILENCE_S: Final = 600.0
+# Looks are closer together than this, unless the operator itself was held up.
+_LOOK_S: Final = 1.0
 
 _VERSION: Final = 1
 
@@ -48,6 +54,7 @@ class CatalogueProgress:
         self._read: dict[int, int] = {}
         # Partitions that are not read up to their end, and when they were last heard of.
         self._open = {partition: now_s for partition, end in ends.items() if end > 0}
+        self._looked_s = now_s
         self._stored = True
 
     @property
@@ -84,13 +91,23 @@ class CatalogueProgress:
                 self._open[partition] = now_s
 
     def look(self, now_s: float) -> None:
-        """Take partitions that have been silent for long as read."""
-        if self._open:
-            self._open = {
-                partition: heard_s
-                for partition, heard_s in self._open.items()
-                if now_s - heard_s < SILENCE_S
-            }
+        """Take partitions that have been silent for long as read.
+
+        Time in which nobody looked does not count: nothing could be heard in it.
+        """
+        late_s = max(0.0, now_s - self._looked_s - _LOOK_S)
+        self._looked_s = now_s
+        for partition, heard_s in list(self._open.items()):
+            heard_s = min(now_s, heard_s + late_s)
+            if now_s - heard_s < self._silence_s(partition):
+                self._open[partition] = heard_s
+            else:
+                del self._open[partition]
+
+    def _silence_s(self, partition: int) -> float:
+        """Return how long a partition must be silent to count as read."""
+        missing = self._ends[partition] - 1 - self._read.get(partition, -1)
+        return SILENCE_S if missing <= NEAR_END else FAR_SILENCE_S
 
     def unstored(self) -> bytes | None:
         """Return what the state must hold from now on; None where it does already."""

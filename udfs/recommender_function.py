@@ -46,6 +46,8 @@ from udfs.schemas import (
     HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
     MAX_FUTURE_MS,
+    MAX_TIMESTAMP_MS,
+    MIN_TIMESTAMP_MS,
     MS_A_DAY,
     OPT_OUT,
     PLACEHOLDER_IDS,
@@ -82,12 +84,18 @@ _UNSAVED_PREFIX: Final = "u"
 _CLOCK_KEY: Final = "c"
 _PROGRESS_KEY: Final = "o"
 _MICROSECONDS: Final = struct.Struct("<q")
+# Rows may have been written after the checkpoint by a machine whose clock was ahead by so much: a
+# restored job writes above them.
+_CLOCK_MARGIN_US: Final = 15 * 60 * 1_000_000
 # The user's objection, kept apart as the profile leaves with its TTL: version, time (epoch µs).
 _OBJECTION: Final = struct.Struct("<Bq")
 _OBJECTION_VERSION: Final = 1
 # After an erasure it is carried out again: a write that was under way, or a replica that was away,
 # may bring back what was deleted.
 ERASE_AGAIN_MS: Final = (60_000, 600_000, 3_600_000, 6 * 3_600_000, 24 * 3_600_000)
+# An erasure deletes events up to tomorrow's. Of the day, an hour is for Kafka, which takes a record
+# that is so far ahead of the broker's clock, and one for clocks that differ.
+LONGEST_FUTURE_MS: Final = MS_A_DAY - 2 * 3_600_000
 # A user whose product has not come by then is looked at with their next event only.
 RETRIES_END_MS: Final = MS_A_DAY
 # Products that are saved at once; fewer wait for the next heartbeat.
@@ -134,14 +142,18 @@ class RecommenderConfig:
     catalogue_topic: str = "catalogue"
     """Named in dead letters."""
     max_future_ms: int = MAX_FUTURE_MS
-    """How far an event's time may lie ahead of its record's Kafka time, milliseconds."""
+    """How far an event's time may lie ahead of its record's Kafka time, milliseconds; at most
+    ``LONGEST_FUTURE_MS``."""
     placeholder_ids: frozenset[str] = PLACEHOLDER_IDS
     """User ids that stand for users that are not known; their events are refused."""
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        if self.max_future_ms < 0:
-            msg = f"max_future_ms must not be negative, but is {self.max_future_ms}"
+        if not 0 <= self.max_future_ms <= LONGEST_FUTURE_MS:
+            msg = (
+                f"max_future_ms must be within 0 and {LONGEST_FUTURE_MS} (22 hours), as an erasure"
+                f" deletes events up to tomorrow's, but is {self.max_future_ms}"
+            )
             raise ValueError(msg)
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"
@@ -352,7 +364,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             # Every subtask sees every product; one of them speaks for all.
             if self._reports_catalogue:
                 topic = self._config.catalogue_topic
-                origin = Origin(value[2], value[3], value[4])
+                kafka_ms = value[4] if value[4] >= MIN_TIMESTAMP_MS else 0
+                origin = Origin(value[2], value[3], kafka_ms)
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
         for state_key, entry in changes:
@@ -425,9 +438,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             known.note_time(decode_accepted_event(record_value(record)[0]).ts)
         now_us = time.time_ns() // 1000
         erased_us = max(now_us, known.generation_us + 1)
+        until_ms = event.ts if kafka_ms == MAX_TIMESTAMP_MS else max(event.ts, kafka_ms)
         # A request whose clock is far ahead must not keep the user out until then.
         latest_ms = now_us // 1000 + self._config.max_future_ms
-        kept = known.erased(event.ts, min(max(event.ts, kafka_ms), latest_ms), erased_us)
+        kept = known.erased(event.ts, min(until_ms, latest_ms), erased_us)
         self._profile.update(kept.pack())
         self._pending.clear()
         for after_ms in ERASE_AGAIN_MS:
@@ -654,12 +668,14 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         """Read the broadcast state after a restore; it is out of reach while opening."""
         if not self._catalogue_loaded:
             entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
+            if entries:
+                self._changed_us = time.time_ns() // 1000 + _CLOCK_MARGIN_US
             progress = entries.pop(_PROGRESS_KEY, None)
             if progress is not None:
                 self._progress.load(progress, time.monotonic())
             clock = entries.pop(_CLOCK_KEY, None)
             if clock is not None:
-                (self._changed_us,) = _MICROSECONDS.unpack(clock)
+                self._changed_us = max(self._changed_us, *_MICROSECONDS.unpack(clock))
             self._catalogue.load(
                 (key, value)
                 for key, value in entries.items()

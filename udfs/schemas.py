@@ -602,7 +602,10 @@ def split_record(record: bytes) -> tuple[bytes | None, Origin]:
 
 
 def record_value(record: bytes) -> tuple[bytes | None, int]:
-    """Take value and Kafka time out of a framed record; a v1 frame's time is `MAX_TIMESTAMP_MS`.
+    """Take value and Kafka time out of a framed record; an unknown time is `MAX_TIMESTAMP_MS`.
+
+    A v1 frame has none, nor has a record before the year 2000: Kafka says -1 where it has no time,
+    of which the source's SQL makes 999.
 
     What every event goes through: the rest of a frame is read where it is needed.
 
@@ -612,7 +615,9 @@ def record_value(record: bytes) -> tuple[bytes | None, int]:
     try:
         _, _, third, kind, payload = record.split(b" ", 4)
         if third < _LETTERS:
-            return (None if kind == b"n" else payload), int(third)
+            kafka_ms = int(third)
+            known_ms = kafka_ms if kafka_ms >= MIN_TIMESTAMP_MS else MAX_TIMESTAMP_MS
+            return (None if kind == b"n" else payload), known_ms
     except ValueError:
         pass  # v1, with no space in the value, or no frame at all
     _, _, kind, payload = record.split(b" ", 3)

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs.catalogue_progress import SILENCE_S, CatalogueProgress, ProgressVersionError
+from udfs.catalogue_progress import (
+    FAR_SILENCE_S,
+    NEAR_END,
+    SILENCE_S,
+    CatalogueProgress,
+    ProgressVersionError,
+)
 from udfs.unresolved import CAPACITY, EVERY_S, SHOWN, UnresolvedItems
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,15 +41,63 @@ def test_it_is_complete_with_the_last_partition_that_was_read(
     assert progress.complete
 
 
+def look_until(progress: CatalogueProgress, start_s: float, end_s: float) -> None:
+    """Look once a second, as heartbeats do at least."""
+    for at in range(round(end_s - start_s) + 1):
+        progress.look(start_s + at)
+
+
 def test_a_partition_without_a_word_for_long_has_been_read() -> None:
     progress = CatalogueProgress({0: 5, 1: 5}, 100.0)
+    look_until(progress, 100.0, 110.0)
     progress.read(1, 2, 110.0)
-    progress.look(100.0 + SILENCE_S)  # partition 0
+    look_until(progress, 111.0, 100.0 + SILENCE_S)  # partition 0
     assert not progress.complete
     progress.read(1, 3, 100.0 + SILENCE_S)
-    progress.look(99.0 + 2 * SILENCE_S)
+    look_until(progress, 101.0 + SILENCE_S, 99.0 + 2 * SILENCE_S)
     assert not progress.complete
     progress.look(100.0 + 2 * SILENCE_S)
+    assert progress.complete
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_time_in_which_nothing_could_be_heard_is_no_silence(*, is_restored: bool) -> None:
+    """The operator waits for Cassandra, or loads a large catalogue."""
+    progress = CatalogueProgress({0: 9, 1: 9}, 0.0)
+    if is_restored:
+        first = CatalogueProgress({0: 9, 1: 9}, 0.0)
+        first.read(0, 4, 0.0)
+        progress.load(first.unstored() or b"", 100.0)
+    else:
+        progress.look(1.0)
+        progress.read(0, 4, 2.0)
+    progress.look(1000.0)
+    progress.look(5000.0)
+    assert not progress.complete
+    progress.read(0, 8, 5000.0)
+    look_until(progress, 5001.0, 5000.0 + SILENCE_S)
+    assert progress.complete
+
+
+@pytest.mark.parametrize("read", [None, 100])
+def test_silence_far_from_the_end_is_a_catalogue_that_is_held_up(read: int | None) -> None:
+    """Another subtask waits for Cassandra, and holds up the catalogue of all."""
+    first = 0 if read is None else read + 1
+    progress = CatalogueProgress({0: first + NEAR_END + 1}, 0.0)
+    if read is not None:
+        progress.read(0, read, 0.0)
+    look_until(progress, 0.0, FAR_SILENCE_S - 1)
+    assert not progress.complete
+    progress.look(FAR_SILENCE_S)
+    assert progress.complete
+
+
+def test_silence_near_the_end_is_that_of_markers() -> None:
+    progress = CatalogueProgress({0: 1000}, 0.0)
+    progress.read(0, 999 - NEAR_END, 0.0)
+    look_until(progress, 0.0, SILENCE_S - 1)
+    assert not progress.complete
+    progress.look(SILENCE_S)
     assert progress.complete
 
 

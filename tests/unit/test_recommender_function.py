@@ -692,6 +692,27 @@ def test_the_future_is_judged_by_the_records_time_and_not_by_the_clock(clock: Cl
     assert {one.origin for one in shop.letters()} == {Origin(0, 1, START_MS - 1)}
 
 
+def test_records_without_a_kafka_time_are_taken(shop: Harness) -> None:
+    """Kafka says -1, of which Flink's SQL makes 999."""
+    for number, kafka_ms in enumerate((-1, 999)):
+        shop.send(event_json(event_id=f"e{number}", ts=START_MS), kafka_ms=kafka_ms)
+    shop.advance(1001)
+    assert shop.saved() == ["e0", "e1"]
+    shop.send(b"{", kafka_ms=999)
+    row = Row("p0", b"{", 3, 17, 999)
+    shop._take(shop._function.process_broadcast_element(row, shop._context))
+    assert [one.origin.timestamp_ms for one in shop.letters()] == [0, 0]
+
+
+def test_an_erasure_without_a_kafka_time_drops_nothing_of_later(shop: Harness) -> None:
+    payload = event_json(event_id="gone", type="erase", product_id=None, ts=START_MS)
+    shop.send(payload, kafka_ms=999)
+    for number, (ts, kafka_ms) in enumerate([(START_MS, 999), (START_MS + 1, 999)]):
+        shop.send(event_json(event_id=f"e{number}", ts=ts), kafka_ms=kafka_ms)
+    shop.advance(1001)
+    assert shop.saved() == ["e1"]
+
+
 def test_the_ids_of_nobody_are_those_of_the_option(clock: Clock) -> None:
     shop = Harness(clock, replace(CONFIG, placeholder_ids=frozenset({"walk-in"})))
     shop.event(1, "walk-in")
@@ -1342,8 +1363,9 @@ def test_a_partition_that_falls_silent_has_been_read(clock: Clock) -> None:
         shop.advance(1000)
         shop.heartbeat()
         assert shop.profile().partial
-    shop.advance(28_900)
-    shop.heartbeat()
+    for _ in range(28):
+        shop.advance(1000)
+        shop.heartbeat()
     shop.event(98)
     shop.advance(1001)
     assert shop.profile().partial
@@ -1351,6 +1373,17 @@ def test_a_partition_that_falls_silent_has_been_read(clock: Clock) -> None:
     shop.event(99)
     shop.advance(1001)
     assert not shop.profile().partial
+
+
+def test_a_wait_for_cassandra_does_not_make_a_catalogue_complete(clock: Clock) -> None:
+    shop = Harness(clock, PARTS)
+    load(shop, 0, 0, 0)
+    load(shop, 1, 1, 2)
+    clock.now_ms += 45_000  # the writer chained behind returns only now
+    shop.heartbeat()
+    shop.event(1)
+    shop.advance(1001)
+    assert shop.profile().partial
 
 
 def unresolved(shop: Harness) -> list[list[tuple[str, float]]]:
@@ -1418,6 +1451,35 @@ def test_the_write_time_of_a_product_never_goes_back(clock: Clock) -> None:
     shop.product(1, price=9)
     shop.heartbeat()
     assert shop.products_saved()[-1][0][0].changed_us >= 1000 * clock.now_ms
+
+
+@pytest.mark.parametrize("since_checkpoint_ms", [1000, 86_400_000])
+def test_a_change_is_not_hidden_by_one_that_no_checkpoint_knows(
+    clock: Clock, since_checkpoint_ms: int
+) -> None:
+    shop = Harness(clock, CONFIG)
+    shop.product(1, price=1)
+    shop.heartbeat()
+    checkpoint = shop.backend.copy()
+    clock.now_ms += since_checkpoint_ms
+    shop.product(1, price=2)
+    shop.heartbeat()
+    clock.now_ms -= 14 * 60_000  # the next TaskManager's clock is behind
+    again = Harness(clock, CONFIG, checkpoint)
+    again.product(1, price=3)
+    again.heartbeat()
+    (lost,), (change,) = shop.products_saved()[-1][0], again.products_saved()[-1][0]
+    assert change.changed_us > lost.changed_us
+
+
+def test_write_times_of_products_do_not_run_away_with_restores(clock: Clock) -> None:
+    shop = Harness(clock, CONFIG)
+    for turn in range(100):
+        shop.product(1, price=turn)
+        shop.heartbeat()
+        (change,) = shop.products_saved()[-1][0]
+        assert change.changed_us < 1000 * (clock.now_ms + 16 * 60_000)
+        shop = Harness(clock, CONFIG, shop.backend.copy())
 
 
 def test_cycles_are_collected_by_time_under_a_load_without_a_pause(
@@ -1488,6 +1550,8 @@ def test_a_record_without_a_kafka_time_is_not_judged_by_the_clock(shop: Harness)
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"max_future_ms": -1},
+        {"max_future_ms": 22 * 3_600_000 + 1},
         {"tick_ms": -1},
         {"tick_ms": 2000, "tick_max_ms": 1999},
         {"max_pending": 0},

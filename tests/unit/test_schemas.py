@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.unit.builders import NOW_MS, event_json, product_json, wire_key
 from udfs import schemas
+from udfs.profile import Profile
 from udfs.schemas import (
     CONTROL_TYPES,
     EVENT_TYPES,
@@ -354,7 +355,7 @@ def test_base64_and_numbers_are_the_same_vector(numbers: list[float]) -> None:
     st.none() | st.binary(max_size=200),
     st.integers(0, 2**31 - 1),
     st.integers(0, 2**63 - 1),
-    st.integers(0, MAX_TIMESTAMP_MS - 1),
+    st.integers(MIN_TIMESTAMP_MS, MAX_TIMESTAMP_MS - 1),
 )
 def test_framed_record_gives_back_value_and_origin(
     payload: bytes | None, partition: int, offset: int, time_ms: int
@@ -377,6 +378,16 @@ def test_a_frame_of_the_first_version_is_read_as_before(
     assert split_record(framed) == (payload, Origin(partition, offset, 0))
     # Its time is not known: nothing in it is in the future.
     assert record_value(framed) == (payload, MAX_TIMESTAMP_MS)
+
+
+@pytest.mark.parametrize("kafka_ms", [-1, 0, 999, MIN_TIMESTAMP_MS - 1])
+def test_a_record_without_a_kafka_time_is_not_judged_by_it(kafka_ms: int) -> None:
+    """Kafka says -1, of which Flink's SQL makes 999."""
+    framed = frame_record(event_json(), Origin(1, 2, kafka_ms))
+    payload, known_ms = record_value(framed)
+    assert decode_event("u", payload, known_ms).ts == NOW_MS
+    assert not Profile().erased(NOW_MS - 2, NOW_MS - 1, 1).is_erased(NOW_MS, known_ms)
+    assert split_record(framed) == (payload, Origin(1, 2, 0))
 
 
 @pytest.mark.parametrize(

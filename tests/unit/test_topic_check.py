@@ -9,7 +9,7 @@ import pytest
 from py4j.protocol import Py4JJavaError
 
 from connectors.kafka import KafkaOptions
-from connectors.topic_check import Found, TopicError, Topics, _why_not_told, problems
+from connectors.topic_check import Found, TopicError, Topics, _told, _why_not_told, problems
 from local.cli import TOPICS
 
 NAMES = Topics("e", "c", "d")
@@ -66,6 +66,26 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it_right() -> None
 def test_what_kafka_does_not_tell_is_no_problem() -> None:
     not_told = dict.fromkeys(NAMES, "TopicAuthorizationException: no")
     assert problems(NAMES, Found(not_told=not_told), "kafka:9092") == []
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_setting_that_is_not_told_is_no_problem(value: str | None) -> None:
+    """A broker that speaks Kafka's protocol does not have all of its settings."""
+    names = {name for settings in GOOD.values() for name in settings}
+    for hidden in names:
+        settings = {
+            topic: _told(
+                SimpleNamespace(name=lambda n=name: n, value=lambda v=text: v)
+                for name, text in {**told, hidden: value}.items()
+            )
+            for topic, told in GOOD.items()
+        }
+        assert problems(NAMES, Found(settings), "kafka:9092") == []
+        without = {
+            topic: {name: text for name, text in told.items() if name != hidden}
+            for topic, told in GOOD.items()
+        }
+        assert problems(NAMES, Found(without), "kafka:9092") == []
 
 
 def test_the_topics_of_the_local_stack_are_right() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import math
+import sqlite3
+from contextlib import closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.trending import weight_sql
+from job.trending import time_in_range_sql, weight_sql
 from udfs.profile import ProfileConfig
+from udfs.schemas import MAX_TIMESTAMP_MS, MIN_TIMESTAMP_MS
 from udfs.trending import (
     CARRY_HALF_LIVES,
     EPOCH_HALF_LIVES,
@@ -67,6 +70,27 @@ def test_a_bounce_counts_what_the_profile_gives_it_or_nothing() -> None:
     assert "`dwell_ms` < 1000 THEN CAST(0.0 AS DOUBLE)" in weight_sql(ProfileConfig())
     changed = ProfileConfig(bounce_ms=500, bounce_weight=0.1)
     assert "`dwell_ms` < 500 THEN CAST(0.1 AS DOUBLE)" in weight_sql(changed)
+
+
+@pytest.mark.parametrize(
+    ("ts", "kafka_ms", "counts"),
+    [
+        (2_000_000_060_000, 2_000_000_000_000, True),
+        (2_000_000_060_001, 2_000_000_000_000, False),
+        # Kafka says -1 where it has no time, of which Flink's SQL makes 999.
+        (2_000_000_060_001, 999, True),
+        (2_000_000_060_001, -1, True),
+        (MIN_TIMESTAMP_MS + 60_001, MIN_TIMESTAMP_MS, False),
+        (MIN_TIMESTAMP_MS - 1, 999, False),
+        (MAX_TIMESTAMP_MS + 1, 999, False),
+    ],
+)
+def test_an_event_counts_by_its_time_as_in_the_recommender(
+    ts: int, kafka_ms: int, *, counts: bool
+) -> None:
+    query = f"SELECT {time_in_range_sql(60_000)} FROM (SELECT ? AS ts, ? AS kafka_ms)"
+    with closing(sqlite3.connect(":memory:")) as database:
+        assert database.execute(query, (ts, kafka_ms)).fetchone() == (counts,)
 
 
 @given(
