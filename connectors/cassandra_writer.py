@@ -39,7 +39,7 @@ from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
 from connectors.cassandra_schema import (
     DEFAULT_EVENT_TTL_DAYS,
-    MAX_EVENT_TTL_DAYS,
+    MAX_LIST_TTL_DAYS,
     SECONDS_A_DAY,
     statement,
     stored_event_id,
@@ -119,7 +119,7 @@ class WriterConfig:
     reconnect_after_s: float = RECONNECT_AFTER_SECONDS
     """Silence of all servers after which the contact points are resolved again, seconds."""
     list_ttl_seconds: int = 90 * SECONDS_A_DAY
-    """How long a list is kept: as long as the profile of its user. At most 20 years."""
+    """How long a list is kept: as long as the profile of its user. At most 5 years."""
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through."""
@@ -130,8 +130,8 @@ class WriterConfig:
         if self.batch_rows > _MAX_BATCH_ROWS:
             msg = f"batch_rows must be at most {_MAX_BATCH_ROWS}"
             raise ValueError(msg)
-        if self.list_ttl_seconds > MAX_EVENT_TTL_DAYS * SECONDS_A_DAY:
-            msg = f"list_ttl_seconds must be at most {MAX_EVENT_TTL_DAYS} days"
+        if self.list_ttl_seconds > MAX_LIST_TTL_DAYS * SECONDS_A_DAY:
+            msg = f"list_ttl_seconds must be at most {MAX_LIST_TTL_DAYS} days"
             raise ValueError(msg)
         if not self.reconnect_after_s >= 0:
             msg = "reconnect_after_s must not be negative"
