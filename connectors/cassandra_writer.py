@@ -373,10 +373,9 @@ class CassandraWriter:
         done = self._bind(
             Write("insert_erasure_done", (user, erasure.requested_ms, now_us // 1000))
         )
-        unbound = len(self._report.refused_rows) > refused
         self._settle()
-        if done is None or unbound:
-            return
+        if done is None or len(self._report.refused_rows) > refused:
+            return  # what was not deleted is not done; each has a dead letter
         if overlaps(self._options.write_consistency, self._options.read_consistency):
             self._add_row(*done)
         else:

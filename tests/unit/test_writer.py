@@ -734,6 +734,26 @@ class TestErasure:
             assert len({row for row in at_all if "delete events" in row}) >= 92
             assert any("delete recommendations" in row for row in at_all)
 
+    @pytest.mark.parametrize("read", ["LOCAL_QUORUM", "LOCAL_ONE"])
+    @pytest.mark.parametrize("table", ["events_by_user_day", "recommendations_by_user"])
+    def test_it_is_not_done_where_a_deletion_is_refused(
+        self, server: Server, slept: list[float], read: str, table: str
+    ) -> None:
+        refused = f"delete {table}"
+        server.fail = lambda rows: (
+            InvalidRequest("guardrail") if any(row.startswith(refused) for row in rows) else None
+        )
+        made = writer(server, slept, CassandraOptions(keyspace="k", read_consistency=read))
+        made.save(self.erasure())
+        assert {row.table for row in made.drain().refused_rows} == {table}
+        assert self.of(server, "insert erasures") == []
+        # Mended; and another row that is refused is not this erasure's.
+        server.fail = lambda rows: InvalidRequest("too large") if "other" in rows else None
+        made.save(SaveBatch(lists=[saved_list("other")], last=False))
+        made.save(self.erasure(repeated=True))
+        assert [row.key for row in made.drain().refused_rows] == ["other"]
+        assert self.of(server, "insert erasures") == [["u", NOW_MS - 9, NOW_MS]]
+
     def test_objection_deletes_the_list_alone(self, server: Server, slept: list[float]) -> None:
         made = writer(server, slept)
         made.save(SaveBatch(objections=[Objection("u", 77)]))
