@@ -18,6 +18,9 @@ DEFAULT_EVENT_TTL_DAYS: Final = 90
 SECONDS_A_DAY: Final = 86_400
 # Cassandra refuses a default_time_to_live above 20 years.
 MAX_EVENT_TTL_DAYS: Final = 20 * 365
+# Cassandra 4, and 5.0 with the storage_compatibility_mode that it is shipped with, refuses a row
+# that would end after January 2038. A limit that followed the clock would shrink as it comes near.
+MAX_LIST_TTL_DAYS: Final = 5 * 365
 # How long the record of an erasure is kept: it names a user, so it may not stay for ever either.
 ERASURE_TTL_DAYS: Final = 30
 # Between the id of an event and its product, see `stored_event_id`.

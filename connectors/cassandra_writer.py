@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from cassandra import (
@@ -37,9 +37,10 @@ from cassandra.protocol import (
 )
 from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
+from connectors.background_sender import BackgroundSender
 from connectors.cassandra_schema import (
     DEFAULT_EVENT_TTL_DAYS,
-    MAX_EVENT_TTL_DAYS,
+    MAX_LIST_TTL_DAYS,
     SECONDS_A_DAY,
     statement,
     stored_event_id,
@@ -119,7 +120,7 @@ class WriterConfig:
     reconnect_after_s: float = RECONNECT_AFTER_SECONDS
     """Silence of all servers after which the contact points are resolved again, seconds."""
     list_ttl_seconds: int = 90 * SECONDS_A_DAY
-    """How long a list is kept: as long as the profile of its user. At most 20 years."""
+    """How long a list is kept: as long as the profile of its user. At most 5 years."""
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through."""
@@ -130,8 +131,8 @@ class WriterConfig:
         if self.batch_rows > _MAX_BATCH_ROWS:
             msg = f"batch_rows must be at most {_MAX_BATCH_ROWS}"
             raise ValueError(msg)
-        if self.list_ttl_seconds > MAX_EVENT_TTL_DAYS * SECONDS_A_DAY:
-            msg = f"list_ttl_seconds must be at most {MAX_EVENT_TTL_DAYS} days"
+        if self.list_ttl_seconds > MAX_LIST_TTL_DAYS * SECONDS_A_DAY:
+            msg = f"list_ttl_seconds must be at most {MAX_LIST_TTL_DAYS} days"
             raise ValueError(msg)
         if not self.reconnect_after_s >= 0:
             msg = "reconnect_after_s must not be negative"
@@ -256,6 +257,7 @@ class CassandraWriter:
         self._acknowledged_at = -math.inf
         self._prefixes: dict[str, bytes] = {}
         self._prepared: dict[str, Any] = {}
+        self._background = BackgroundSender(self._send_in_background, self._not_everywhere)
         self._connect((_INSERT_LIST, _INSERT_EVENT))
 
     def save(self, batch: SaveBatch) -> None:
@@ -312,6 +314,7 @@ class CassandraWriter:
 
     def close(self) -> None:
         """Close the session; what is not drained stays in the job's state and is replayed."""
+        self._background.close()
         self._cluster.shutdown()
 
     def _prefix(self, product_id: str) -> bytes:
@@ -360,33 +363,33 @@ class CassandraWriter:
         # Rows of a moment ago can be younger than erased_us where they had to be sent again.
         events_us = erasure.erased_us if erasure.repeated else max(erasure.erased_us, now_us)
         last = max(erasure.erased_us, now_us) // 1000 // MS_A_DAY + 1
-        writes = [Write("delete_recommendations", (erasure.erased_us, user))]
-        writes += [
-            Write("delete_events", (events_us, user, _EPOCH_DAY + day))
-            for day in range(self._first_day(erasure.oldest_ms, last), last + 1)
-        ]
-        deletes = list(self._bind_all(writes))
-        for row, key in deletes:
-            self._add_row(row, key)
-        self._settle()
+        days = range(self._first_day(erasure, last), last + 1)
+        refused = len(self._report.refused_rows)
+        for write in _deletions(erasure, events_us, days):
+            bound = self._bind(write)
+            if bound is None:
+                break  # the user's id is in all of them
+            self._add_row(*bound)
         done = self._bind(
             Write("insert_erasure_done", (user, erasure.requested_ms, now_us // 1000))
         )
-        if done is None or len(deletes) < len(writes):
-            return
+        self._settle()
+        if done is None or len(self._report.refused_rows) > refused:
+            return  # what was not deleted is not done; each has a dead letter
         if overlaps(self._options.write_consistency, self._options.read_consistency):
             self._add_row(*done)
         else:
-            self._erase_everywhere([row for row, _ in deletes], done)
+            self._background.add(self._everywhere(_deletions(erasure, events_us, days), done))
 
-    def _first_day(self, oldest_ms: int, last: int) -> int:
+    def _first_day(self, erasure: Erasure, last: int) -> int:
         """Return the first day, since the epoch, on which an erased user can have rows."""
         ttl_seconds = self._event_ttl_seconds()
-        oldest = max(0, oldest_ms // MS_A_DAY)
-        if ttl_seconds > self._config.list_ttl_seconds:
-            # The profile, which knows the oldest day, may have ended before the rows do.
+        oldest = max(0, erasure.oldest_ms // MS_A_DAY)
+        if ttl_seconds > self._config.list_ttl_seconds and not erasure.repeated:
+            # The profile, which knows the oldest day, may have ended before the rows do. Once is
+            # enough for what was dated far back: a repetition is for what was written lately.
             return min(oldest, _FIRST_DAY)
-        return min(oldest, last - ttl_seconds // SECONDS_A_DAY - 1)
+        return min(oldest, max(_FIRST_DAY, last - ttl_seconds // SECONDS_A_DAY - 1))
 
     def _event_ttl_seconds(self) -> int:
         """Return how long the events table keeps a row now."""
@@ -397,32 +400,24 @@ class CassandraWriter:
         # 0: for ever.
         return int(table.options.get("default_time_to_live", 0)) or 2**31 - 1
 
-    def _erase_everywhere(self, deletes: list[_Row], done: tuple[_Row, bytes]) -> None:
-        """Delete at consistency ALL, batch by batch, and record that it is done; nobody waits."""
-        largest = max(row.size for row in deletes)
-        size = max(1, min(self._config.batch_rows, self._config.batch_bytes // largest))
-        steps: deque[tuple[_Group, int | None]] = deque(
-            (_Group(deletes[at : at + size], b""), ConsistencyLevel.ALL)
-            for at in range(0, len(deletes), size)
-        )
-        steps.append((_Group([done[0]], done[1]), None))
+    def _everywhere(
+        self, deletions: Iterator[Write], done: tuple[_Row, bytes]
+    ) -> Iterator[BatchStatement]:
+        """Make the batches that delete at consistency ALL, and the record that it is done."""
+        # The record is larger than a deletion: the user, and two times.
+        size = max(1, min(self._config.batch_rows, self._config.batch_bytes // done[0].size))
+        while writes := list(islice(deletions, size)):
+            rows = [bound[0] for write in writes if (bound := self._bind(write)) is not None]
+            yield self._batch(_Group(rows, b""), ConsistencyLevel.ALL)
+        yield self._batch(_Group([done[0]], done[1]))
 
-        def failed(error: BaseException) -> None:
-            # In the driver's thread; `drain` of the next tick reports it.
-            self._report.erasures_unconfirmed += 1
-            logger.warning("an erasure is not confirmed by all replicas: %s", error)
+    def _send_in_background(self, batch: BatchStatement) -> Any:
+        return self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
 
-        def go_on(_answer: object = None) -> None:
-            if not steps:
-                return
-            try:
-                batch = self._batch(*steps.popleft())
-                future = self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
-                future.add_callbacks(go_on, failed)
-            except Exception as error:
-                failed(error)
-
-        go_on()
+    def _not_everywhere(self, error: BaseException) -> None:
+        # In the driver's thread; `drain` of the next tick reports it.
+        self._report.erasures_unconfirmed += 1
+        logger.warning("an erasure is not confirmed by all replicas: %s", error)
 
     def _settle(self) -> None:
         self._send_all()
@@ -438,14 +433,6 @@ class CassandraWriter:
     def _add_row(self, row: _Row, routing_key: bytes) -> None:
         replica = None if self._ring.single else self._ring.replica(routing_key)
         self._add(replica, row, routing_key)
-
-    def _bind_all(self, writes: Iterable[Write]) -> Iterator[tuple[_Row, bytes]]:
-        """Yield the rows of statements that belong together, up to one that is refused."""
-        for write in writes:
-            bound = self._bind(write)
-            if bound is None:
-                return
-            yield bound
 
     def _bind(self, write: Write) -> tuple[_Row, bytes] | None:
         """Return the row of a statement and its routing key; None where it cannot be serialised."""
@@ -609,6 +596,13 @@ class CassandraWriter:
         self._report.refused_rows.append(
             RefusedRow(table_of(name), _key_of(columns), _as_json(columns), str(error))
         )
+
+
+def _deletions(erasure: Erasure, events_us: int, days: range) -> Iterator[Write]:
+    """Make the statements that delete a user's list and the events of some days since the epoch."""
+    yield Write("delete_recommendations", (erasure.erased_us, erasure.user_id))
+    for day in days:
+        yield Write("delete_events", (events_us, erasure.user_id, _EPOCH_DAY + day))
 
 
 def _key_of(columns: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from connectors.cassandra_schema import MAX_EVENT_TTL_DAYS, SECONDS_A_DAY
+from connectors.cassandra_schema import MAX_LIST_TTL_DAYS, SECONDS_A_DAY
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
@@ -441,7 +441,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 backoff_max_s=given.write_backoff_max_s,
                 # A list is kept as long as the profile that it was made from.
                 list_ttl_seconds=max(
-                    1, round(min(given.profile_ttl_days, MAX_EVENT_TTL_DAYS) * SECONDS_A_DAY)
+                    1, round(min(given.profile_ttl_days, MAX_LIST_TTL_DAYS) * SECONDS_A_DAY)
                 ),
             ),
             recommender=RecommenderConfig(

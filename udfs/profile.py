@@ -484,8 +484,8 @@ class Profile:
         self._items = b"".join(row[3] for row in rows)
         self.waiting = sum(row[2] >> 7 for row in rows)
 
-    def _knows(self, event_hash: bytes, item: bytes) -> bool:
-        """Tell whether an event is among the interactions: one of that id about that item."""
+    def _knows(self, event_hash: bytes, item: bytes) -> int | None:
+        """Return the time of the interaction of that id about that item; None: there is none."""
         at = self._hashes.find(event_hash)
         while at >= 0:
             place, rest = divmod(at, _HASH_BYTES)
@@ -493,9 +493,10 @@ class Profile:
                 lengths = struct.unpack(f"<{place + 1}H", self._lengths[: 2 * (place + 1)])
                 end = sum(lengths)
                 if self._items[end - lengths[place] : end] == item:
-                    return True
+                    (known_ms,) = _TIMESTAMP.unpack_from(self._times, _TIMESTAMP.size * place)
+                    return int(known_ms)
             at = self._hashes.find(event_hash, at + 1)
-        return False
+        return None
 
     def _cut(self, newest: int) -> None:
         rows = self._rows()
@@ -561,8 +562,10 @@ class _Contributions:
 class Moves(NamedTuple):
     """What became of the events of a batch."""
 
-    duplicates: list[tuple[int, int]]
-    """Those known already: (profile, place among its events), ascending."""
+    duplicates: list[tuple[int, int, bool]]
+    """Those known already: (profile, place among its events, whether the time is another one).
+
+    Ascending. Of another time, its row would be a second one."""
     waiting: list[str]
     """Product id of each event whose product has no vector yet."""
 
@@ -586,7 +589,7 @@ def update_profiles(
         source: The vectors of the active space.
         config: The constants.
     """
-    duplicates: list[tuple[int, int]] = []
+    duplicates: list[tuple[int, int, bool]] = []
     unknown: list[str] = []
     found = _Contributions()
     weights = config.kind_weights
@@ -606,8 +609,9 @@ def update_profiles(
             else:
                 item = event.product_id or ""
             encoded = item.encode()
-            if profile._knows(event_hash, encoded):
-                duplicates.append((owner, place))
+            known_ms = profile._knows(event_hash, encoded)
+            if known_ms is not None:
+                duplicates.append((owner, place, event.ts != known_ms))
                 continue
             profile.note_time(event.ts)
             if is_search:

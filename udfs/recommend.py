@@ -70,9 +70,10 @@ def recommend(
     least ``now_us`` and above every earlier one, so that the newest list wins in Cassandra also
     where the clock went back.
 
-    An event that is known already is not saved again: what moved a stored profile was saved before
-    the profile was. What a user had erased is not taken, and what comes from one who objects is
-    saved and moves nothing.
+    An event that is known already moves nothing. With the time of the first it is saved again,
+    into the same row: Cassandra may have refused it, and a person has sent it back. With another
+    time it would be a second row, and is left out. What a user had erased is not taken, and what
+    comes from one who objects is saved and moves nothing.
 
     Args:
         touched: The users of the tick, each once.
@@ -91,15 +92,16 @@ def recommend(
         ]
         had_events = [bool(moving) for moving in events]
         moves = update_profiles(profiles, events, catalogue, config.profile)
-        for owner, place in reversed(moves.duplicates):
-            del users[owner].events[place]
+        batch.duplicates = len(moves.duplicates)
+        batch.updates = sum(map(len, events)) - batch.duplicates
+        for owner, place, is_second_row in reversed(moves.duplicates):
+            if is_second_row:
+                del users[owner].events[place]
         if unknown is not None:
             unknown.extend(one for one in moves.waiting if catalogue.detail(one) is None)
         batch.variants = _variants(users, config.experiment)
         batch.lists = _look_up(users, profiles, catalogue, config, now_us, batch.variants)
         batch.events = [pending for user in users for pending in user.events]
-        batch.duplicates = len(moves.duplicates)
-        batch.updates = len(batch.events) - batch.opted_out
         for user, profile, moved in zip(users, profiles, had_events, strict=True):
             if moved:
                 profile.touched_ms = now_us // 1000

@@ -643,7 +643,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             complete=self._progress.complete,
             unknown=unknown,
         ):
-            self._events.inc(len(batch.events) + batch.duplicates + batch.erased)
+            self._events.inc(batch.updates + batch.duplicates + batch.opted_out + batch.erased)
             self._updates.inc(batch.updates)
             self._duplicates.inc(batch.duplicates)
             self._erased_events.inc(batch.erased)

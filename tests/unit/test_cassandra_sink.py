@@ -18,9 +18,11 @@ from connectors.cassandra_sink import (
 )
 from connectors.cassandra_writer import RefusedEvent, RefusedRow, WriteReport
 from local.processes import wait_until
-from tests.unit.builders import event, event_json, pending
+from tests.unit.builders import NOW_MS, event, event_json, pending
+from udfs.catalogue import Catalogue
 from udfs.memory import by_reference
-from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch
+from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch, decode_event
 
 
 class Counter:
@@ -239,3 +241,32 @@ class TestOrphans:
         close_orphans()
 
         assert [writer.calls for writer in left] == [["close"]] * 3
+
+
+def test_refused_event_is_saved_when_its_letter_is_sent_back(
+    sink: CassandraSink, writer: RecordingWriter
+) -> None:
+    """As the runbook says: mend the schema, then replay; the profile has moved already."""
+    user = Touched("u", None)
+
+    def take(key: bytes, value: bytes) -> SaveBatch:
+        made = decode_event(key.decode("latin-1"), value, NOW_MS)
+        user.events.append(pending(made, value))
+        (batch,) = recommend([user], Catalogue(), RecommendConfig(), NOW_MS * 1000)
+        return batch
+
+    first = take(b"u", event_json())
+    writer.report = WriteReport(refused=[RefusedEvent(first.events[0], "Unknown identifier")])
+    (letter,) = process(sink, first)
+
+    replayed = take(letter[0], letter[1])
+    assert (replayed.events, replayed.duplicates) == (first.events, 1)
+    assert replayed.updates == 0
+    assert process(sink, replayed) == []
+    assert writer.calls[-2] is replayed
+
+    # A retry whose client took the time anew would be a second row.
+    retry = take(b"u", event_json(ts=NOW_MS + 1500))
+    assert (retry.events, retry.duplicates, retry.updates) == ([], 1, 0)
+    assert user.profile is not None
+    assert len(user.profile.interactions()) == 1

@@ -128,13 +128,13 @@ def test_duplicates_within_the_window_move_once(events: list[Event], data: st.Da
     again = data.draw(st.lists(st.sampled_from(events), max_size=20))
     profile = Profile()
     moves = update_profiles([profile], [[*events, *again]], SOURCE, CONFIG)
-    assert moves.duplicates == [(0, len(events) + at) for at in range(len(again))]
+    assert moves.duplicates == [(0, len(events) + at, False) for at in range(len(again))]
     profile = Profile.unpack(profile.pack())
     # A retry may have a new time: an event is its id and its item.
     retries = [msgspec.structs.replace(one, ts=one.ts + 1500) for one in events]
-    for known in (events, retries):
+    for known, is_second_row in ((events, False), (retries, True)):
         moves = update_profiles([profile], [known], SOURCE, CONFIG)
-        assert moves.duplicates == [(0, at) for at in range(len(events))]
+        assert moves.duplicates == [(0, at, is_second_row) for at in range(len(events))]
         assert moves.waiting == []
     assert_sums(profile, events, SOURCE)
 
@@ -149,11 +149,11 @@ def test_duplicate_is_known_among_the_newest_interactions_of_a_long_history() ->
 
 
 def test_hash_that_only_matches_across_two_entries_is_no_duplicate() -> None:
-    profile = moved([event("a"), event("b")])
+    profile = moved([event("a", ts=1), event("b", ts=2)])
     across = (hash_event_id("a") + hash_event_id("b"))[3:11]
-    assert profile._knows(hash_event_id("a"), b"p0")
-    assert profile._knows(hash_event_id("b"), b"p0")
-    assert not profile._knows(across, b"p0")
+    assert profile._knows(hash_event_id("a"), b"p0") == 1
+    assert profile._knows(hash_event_id("b"), b"p0") == 2
+    assert profile._knows(across, b"p0") is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()), max_size=30))
@@ -596,7 +596,7 @@ def test_golden_profile_is_read_and_written_again(version: int) -> None:
     # A duplicate of an event that was applied before the savepoint.
     again = event("0190-4", "purchase", "p3", NOW_MS)
     moves = update_profiles([profile], [[again]], Vectors({}, space="text3-v1"), CONFIG)
-    assert moves.duplicates == [(0, 0)]
+    assert [duplicate[:2] for duplicate in moves.duplicates] == [(0, 0)]
 
 
 def test_golden_records_are_read() -> None:

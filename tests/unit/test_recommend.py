@@ -131,8 +131,12 @@ def test_second_flush_of_a_tick_goes_on_from_the_moved_profile() -> None:
     run([one], products)
     one.events.append(pending(event("a")))
     one.events.append(pending(event("b", product_id="p1")))
+    one.events.append(pending(event("b", product_id="p1", ts=NOW_MS + 1500)))
     (batch,) = run([one], products)
-    assert (batch.updates, batch.duplicates) == (1, 1)
+    assert (batch.updates, batch.duplicates) == (1, 2)
+    # The same time is the same row; another one would be a second row.
+    saved = [(one.event.event_id, one.event.ts) for one in batch.events]
+    assert saved == [("a", NOW_MS), ("b", NOW_MS)]
     assert one.profile is not None
     expected, newest = naive_sums([event("a"), event("b", product_id="p1")], Vectors(PRODUCTS),
                              ProfileConfig())  # fmt: skip

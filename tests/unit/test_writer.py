@@ -37,6 +37,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors import cassandra_writer
+from connectors.background_sender import AT_ONCE
 from connectors.cassandra_schema import stored_event_id
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import (
@@ -200,6 +201,9 @@ class Server:
         self.most_unanswered = 0
         self.fail: Callable[[list[str]], Exception | None] = lambda _: None
         self.fail_all: Exception | None = None
+        self.hold_all = False
+        self.held: list[Callable[[], None]] = []
+        """What answers the batches at consistency ALL, where they are held."""
         self.lost_tables = False
         self.prepare_fails: list[Exception] = []
 
@@ -249,12 +253,18 @@ class Server:
             self.bound.extend(bound)
 
         def add_callbacks(done: Callable[[Any], None], failed: Callable[[Any], None]) -> None:
-            try:
-                result()
-            except Exception as raised:
-                failed(raised)
+            def answer() -> None:
+                try:
+                    result()
+                except Exception as raised:
+                    failed(raised)
+                else:
+                    done(None)
+
+            if self.hold_all and batch.consistency_level == ConsistencyLevel.ALL:
+                self.held.append(answer)
             else:
-                done(None)
+                answer()
 
         return SimpleNamespace(result=result, add_callbacks=add_callbacks)
 
@@ -623,6 +633,45 @@ class TestErasure:
         assert first - 1 <= found[0] <= first
         assert found == list(range(found[0], NOW_DAY + 2))
 
+    @pytest.mark.parametrize(
+        ("oldest_ms", "ttl_days", "first"),
+        [
+            (NOW_MS, 90, NOW_DAY - 90),
+            (NOW_MS, 365, NOW_DAY - 365),
+            (NOW_MS - 500 * DAY, 365, NOW_DAY - 500),
+            (NOW_MS, 0, 10_957),
+        ],
+    )
+    def test_repetition_does_not_look_through_all_days_again(
+        self,
+        server: Server,
+        cluster: Cluster,
+        slept: list[float],
+        oldest_ms: int,
+        ttl_days: int,
+        first: int,
+    ) -> None:
+        table = cluster.metadata.keyspaces["k"].tables["events_by_user_day"]
+        table.options["default_time_to_live"] = ttl_days * 86_400
+        made = writer(server, slept)
+        made.save(self.erasure(oldest_ms, repeated=True))
+        made.drain()
+        assert first - 1 <= self.days(server)[0] <= first
+
+    def test_erasures_that_wait_for_all_replicas_are_few_at_once(
+        self, server: Server, slept: list[float]
+    ) -> None:
+        server.hold_all = True
+        made = writer(server, slept, batch_rows=20)
+        made.save(SaveBatch(erasures=self.erasure().erasures * 50))
+        made.drain()
+        assert server.unanswered == len(server.held) == AT_ONCE
+        while server.held:
+            server.held.pop(0)()
+            assert len(server.held) <= AT_ONCE
+        made.drain()
+        assert len(self.of(server, "insert erasures")) == 50
+
     def test_events_table_without_a_time_limit_is_searched_from_the_first_day(
         self, server: Server, cluster: Cluster, slept: list[float]
     ) -> None:
@@ -684,6 +733,26 @@ class TestErasure:
             ]
             assert len({row for row in at_all if "delete events" in row}) >= 92
             assert any("delete recommendations" in row for row in at_all)
+
+    @pytest.mark.parametrize("read", ["LOCAL_QUORUM", "LOCAL_ONE"])
+    @pytest.mark.parametrize("table", ["events_by_user_day", "recommendations_by_user"])
+    def test_it_is_not_done_where_a_deletion_is_refused(
+        self, server: Server, slept: list[float], read: str, table: str
+    ) -> None:
+        refused = f"delete {table}"
+        server.fail = lambda rows: (
+            InvalidRequest("guardrail") if any(row.startswith(refused) for row in rows) else None
+        )
+        made = writer(server, slept, CassandraOptions(keyspace="k", read_consistency=read))
+        made.save(self.erasure())
+        assert {row.table for row in made.drain().refused_rows} == {table}
+        assert self.of(server, "insert erasures") == []
+        # Mended; and another row that is refused is not this erasure's.
+        server.fail = lambda rows: InvalidRequest("too large") if "other" in rows else None
+        made.save(SaveBatch(lists=[saved_list("other")], last=False))
+        made.save(self.erasure(repeated=True))
+        assert [row.key for row in made.drain().refused_rows] == ["other"]
+        assert self.of(server, "insert erasures") == [["u", NOW_MS - 9, NOW_MS]]
 
     def test_objection_deletes_the_list_alone(self, server: Server, slept: list[float]) -> None:
         made = writer(server, slept)
@@ -873,7 +942,7 @@ def test_item_prefix_is_cached_and_bounded(
         # The driver counts them in two bytes.
         {"batch_rows": 65_536},
         {"list_ttl_seconds": 0},
-        {"list_ttl_seconds": 630_720_001},
+        {"list_ttl_seconds": 157_680_001},
         {"reconnect_after_s": -1.0},
     ],
 )
