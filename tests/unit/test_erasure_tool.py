@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,3 +56,24 @@ def test_users_of_a_file_are_sent_and_a_missing_file_is_an_error(
     assert "2 users" in capsys.readouterr().out
     assert main(["again", "--file", str(tmp_path / "absent")]) == 1
     assert "absent" in capsys.readouterr().err
+
+
+def test_many_users_are_sent_in_parts_that_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[list[str]] = []
+
+    class Producer:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def send(self, _topic: str, records: list[tuple[str, bytes]]) -> None:
+            """Return when they are acknowledged, as the real one does."""
+            parts.append([key for key, _ in records])
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(erasure_tool, "AcknowledgedProducer", Producer)
+    users = [f"u{number}" for number in range(1201)]
+    assert erasure_tool._send(users) == 1201
+    assert [len(part) for part in parts] == [500, 500, 201]
+    assert [user for part in parts for user in part] == users
