@@ -86,7 +86,7 @@ _PROGRESS_KEY: Final = "o"
 _MICROSECONDS: Final = struct.Struct("<q")
 # Rows may have been written after the checkpoint by a machine whose clock was ahead by so much: a
 # restored job writes above them.
-_CLOCK_MARGIN_US: Final = 15 * 60 * 1_000_000
+_CLOCK_MARGIN_US: Final = 60 * 1_000_000
 # The user's objection, kept apart as the profile leaves with its TTL: version, time (epoch µs).
 _OBJECTION: Final = struct.Struct("<Bq")
 _OBJECTION_VERSION: Final = 1
