@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,28 @@ JOB_NAME = "recommender"
 
 def build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
     """Build the whole job on real Kafka and Cassandra."""
+    with _without_collector():
+        _build(environment, options)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's cycle collector out of the calls to Java.
+
+    A collection tells Java of each Java object that it frees, from whichever thread it runs in,
+    and takes the connection of this one. The next call then comes to another thread of Java's,
+    where Flink's planner does not find what it keeps by thread ("metadataHandlerProvider").
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _build(environment: StreamExecutionEnvironment, options: JobOptions) -> None:
     # No operator of this job keeps or changes what it was handed, so rows need not be copied.
     environment.get_config().enable_object_reuse()
     tables = StreamTableEnvironment.create(environment)

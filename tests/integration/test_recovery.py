@@ -21,7 +21,6 @@ from tests.verification import (
     unit,
     verify,
 )
-from udfs.schemas import Event
 
 
 @pytest.mark.timeout(480)
@@ -75,8 +74,11 @@ def test_the_comparison_finds_each_fault() -> None:
     assert "duplicated" in problems([*rows, rows[0]], right)
     stranger = replace(rows[0], event=click("u", "p0"))
     assert "unexpected" in problems([*rows, stranger], right)
-    other = replace(rows[0], event=replace_product(rows[0], "p1"))
+    other = replace(rows[0], event=msgspec.structs.replace(rows[0].event, session_id="other"))
     assert "altered" in problems([other, *rows[1:]], right)
+    another = replace(rows[0], event=msgspec.structs.replace(rows[0].event, product_id="p1"))
+    assert "lost" in problems([another, *rows[1:]], right)
+    assert "unexpected" in problems([another, *rows[1:]], right)
     assert "no list" in problems(rows, None)
     assert "must not be shown" in problems(rows, stored(user.vector))
     assert "99 products, not 100" in problems(rows, stored(user.vector, "p50", k=99))
@@ -87,7 +89,3 @@ def test_the_comparison_finds_each_fault() -> None:
     twice = expected_users([*events, click("u", "p3", ts=events[3].ts)], catalogue)["u"].vector
     assert twice is not None
     assert "a vector is off" in problems(rows, stored(twice, "p50"))
-
-
-def replace_product(row: StoredRow, product: str) -> Event:
-    return msgspec.structs.replace(row.event, product_id=product)
