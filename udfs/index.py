@@ -135,6 +135,15 @@ class NearestNeighbours(Protocol):
         """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""
 
 
+def with_room(row_of_slot: Slots, slot: int) -> Slots:
+    """Return the rows by slot with a place for ``slot``, -1 where there is no row."""
+    if slot < len(row_of_slot):
+        return row_of_slot
+    grown = np.full(max(1024, slot + 1 + slot // 2), -1, dtype=np.int32)
+    grown[: len(row_of_slot)] = row_of_slot
+    return grown
+
+
 class ExactIndex:
     """Products as rows of one float32 matrix, dense at the front: a removal moves the last row.
 
@@ -216,10 +225,7 @@ class ExactIndex:
 
     def _place(self, product_id: str, row: int) -> None:
         slot = self.slots.add(product_id)
-        if slot >= len(self._row_of_slot):
-            grown = np.full(max(1024, len(self.slots) + slot // 2), -1, dtype=np.int32)
-            grown[: len(self._row_of_slot)] = self._row_of_slot
-            self._row_of_slot = grown
+        self._row_of_slot = with_room(self._row_of_slot, slot)
         self._row_of[product_id] = row
         self._row_of_slot[slot] = row
         self._slot_of_row[row] = slot

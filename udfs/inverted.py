@@ -34,6 +34,7 @@ from udfs.index import (
     Rows,
     Slots,
     SlotTable,
+    with_room,
 )
 
 # Up to so many products scoring all of them costs no more than choosing candidates. CPU of a list
@@ -127,10 +128,7 @@ class InvertedIndex:
         scale = max(float(np.abs(vector).max()), 1e-30) / 127
         packed = np.rint(vector / scale).astype(np.int8)
         slot = self.slots.add(product_id)
-        if slot >= len(self._row_of_slot):
-            grown = np.full(max(1024, len(self.slots) + slot // 2), -1, dtype=np.int32)
-            grown[: len(self._row_of_slot)] = self._row_of_slot
-            self._row_of_slot = grown
+        self._row_of_slot = with_room(self._row_of_slot, slot)
         row = int(self._row_of_slot[slot])
         if row >= 0:
             if self._scales[row] == np.float32(scale) and (self._vectors[row] == packed).all():
