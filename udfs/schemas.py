@@ -56,6 +56,7 @@ PLACEHOLDER_IDS: Final = frozenset(
 )  # fmt: skip
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+Timestamp = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
 EventType = Literal[
     "click",
     "search",
@@ -99,6 +100,7 @@ class Reason(StrEnum):
     WRONG_LENGTH = "wrong_length"
     REFUSED = "refused_by_cassandra"
     PLACEHOLDER = "placeholder_user"
+    UNKNOWN_PRODUCT = "unknown_product"
 
 
 class RejectedError(ValueError):
@@ -133,8 +135,8 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     """
 
     product_id: Identifier
-    space: Identifier
-    embedding: list[float] | str
+    space: Identifier | None = None
+    embedding: list[float] | str | None = None
     title: str = ""
     category: str = ""
     price: float | None = None
@@ -142,6 +144,23 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     related: Annotated[dict[Identifier, float], msgspec.Meta(max_length=MAX_RELATED)] | None = None
     rebuy_days: Annotated[float, msgspec.Meta(ge=0)] | None = None
     rebuy_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    updated_at: Timestamp | None = None
+
+
+class PartialProduct(msgspec.Struct, frozen=True, gc=False):
+    """A partial update of a product: what is present replaces, what is absent stays.
+
+    On the wire it has ``"partial": true``. A ``price`` of null takes the price away.
+    """
+
+    product_id: Identifier
+    title: str | msgspec.UnsetType = msgspec.UNSET
+    category: str | msgspec.UnsetType = msgspec.UNSET
+    price: float | None | msgspec.UnsetType = msgspec.UNSET
+    in_stock: bool | msgspec.UnsetType = msgspec.UNSET
+    space: Identifier | None = None
+    embedding: list[float] | str | None = None
+    updated_at: Timestamp | None = None
 
 
 class ProductLine(msgspec.Struct, frozen=True, gc=False):
@@ -169,6 +188,8 @@ class SpaceNotice(msgspec.Struct, frozen=True):
     partitions: Annotated[int, msgspec.Meta(ge=1)]
     """In how many partitions it stands."""
     complete: bool = False
+    force: bool = False
+    """Whether the space becomes active however few products it has."""
 
 
 _Wire = TypeVar("_Wire")
@@ -511,6 +532,18 @@ class SavedList(NamedTuple):
     """The setting that made the list; empty where only one is in use."""
 
 
+class SavedProductList(NamedTuple):
+    """The lists of one product; what has none of either is deleted."""
+
+    product_id: str
+    similar: list[tuple[str, float]]
+    """Products that follow it, or are near to it, and their scores, best first."""
+    bought_together: list[tuple[str, float]]
+    """Products that are bought with it, and their weights, best first."""
+    generated_us: int
+    """Epoch microseconds; the newest wins."""
+
+
 class ProductDetails(msgspec.Struct, frozen=True, gc=False):
     """A product without its vectors: what is shown of it, and searched in it by words."""
 
@@ -528,6 +561,8 @@ class ProductChange(NamedTuple):
     new: ProductDetails | None
     changed_us: int
     """Epoch microseconds; the newest change wins."""
+    record: bytes = b""
+    """The whole of it (:class:`udfs.product_record.ProductRecord`) as JSON; empty where deleted."""
 
 
 class Erasure(NamedTuple):
@@ -559,6 +594,7 @@ class SaveBatch:
     lists: list[SavedList] = field(default_factory=list)
     events: list[PendingEvent] = field(default_factory=list)
     products: list[ProductChange] = field(default_factory=list)
+    product_lists: list[SavedProductList] = field(default_factory=list)
     erasures: list[Erasure] = field(default_factory=list)
     variants: dict[str, str] = field(default_factory=dict)
     """Variant of each user of the events; empty where only one setting is in use."""
