@@ -48,6 +48,8 @@ class JobOptions:
     trending: TrendingConfig = field(default_factory=TrendingConfig)
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
+    products_topic: str = "products"
+    related_topic: str = "related"
     dead_letters_topic: str = "dead-letters"
     topic_check: str = TOPIC_CHECKS[0]
     librdkafka_properties: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -200,6 +202,8 @@ def parser() -> argparse.ArgumentParser:
         )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
     add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
+    add(group, "products-topic", str, topics.products_topic, "compacted topic of whole products")
+    add(group, "related-topic", str, topics.related_topic, "compacted topic of what was learned")
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
     group.add_argument(
         "--topic-check",
@@ -269,8 +273,16 @@ def parser() -> argparse.ArgumentParser:
     group = result.add_argument_group("Recommender")
     add(group, "list-length", int, recommender.recommend.list_length, "recommendations a user")
     add(group, "tick-ms", int, recommender.tick_ms, "time between a user's lookups; 0: each event")
+    add(group, "min-tick-ms", int, recommender.min_tick_ms, "the tick of an idle machine, at least")
     add(group, "tick-max-ms", int, recommender.tick_max_ms, "the tick under load, at most")
     add(group, "max-pending", int, recommender.max_pending, "events of a tick and subtask")
+    add(
+        group,
+        "max-moves-per-minute",
+        int,
+        recommender.max_moves_per_minute,
+        "events of a user and minute that move the profile, others are saved alone; 0: all do",
+    )
     add(group, "fast-half-life-s", float, profile.fast_half_life_s, "half-life of the fast sum, s")
     add(group, "slow-half-life-s", float, profile.slow_half_life_s, "half-life of the slow sum, s")
     add(group, "fast-share", float, profile.fast_share, "share of the fast direction, 0 to 1")
@@ -398,6 +410,13 @@ def parser() -> argparse.ArgumentParser:
         recommender.space_switch_share,
         "share of the products that a new embedding space needs to be switched to",
     )
+    add(
+        group,
+        "product-list-length",
+        int,
+        recommender.product_list_length,
+        "products of each list by product; 0: none are made",
+    )
     trending = TrendingConfig()
     add(
         group,
@@ -487,9 +506,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 ),
                 # Infinity and NaN become a number that is refused.
                 max_future_ms=round(min(1e9, given.max_future_s) * 1000),
-                **_same_names(
-                    given, RecommenderConfig, "recommend", "max_future_ms", "catalogue_ends"
-                ),
+                **_same_names(given, RecommenderConfig, "recommend", "max_future_ms"),
             ),
             trending=TrendingConfig(
                 given.trending_half_life_hours, given.trending_length, given.trending_duplicate_s

@@ -22,7 +22,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "udfs"},
 }
 OTHERS = {*ROOMS, "local", "benchmarks", "tests"}
-UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.memory", "udfs.trending"}
+UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.ports", "udfs.trending"}
 
 
 def sources() -> dict[str, Path]:
