@@ -7,7 +7,7 @@ the approximate one of a large catalogue is `udfs.inverted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Final, NamedTuple, Protocol
 
@@ -35,6 +35,7 @@ class SlotTable:
         """Make an empty table."""
         self._slot_of: dict[str, int] = {}
         self._ids: list[str] = []
+        self._followers: list[Callable[[Slots], None]] = []
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -60,6 +61,10 @@ class SlotTable:
         ids = self._ids
         return [[ids[slot] for slot in row] for row in slots.tolist()]
 
+    def follow(self, follower: Callable[[Slots], None]) -> None:
+        """Call ``follower`` after each :meth:`keep`, with what that returns."""
+        self._followers.append(follower)
+
     def keep(self, kept: NDArray[np.bool_]) -> Slots:
         """Drop the slots that are not ``kept``, shape (slots,); the others keep their order.
 
@@ -70,6 +75,8 @@ class SlotTable:
         self._slot_of = {product_id: slot for slot, product_id in enumerate(self._ids)}
         renumbered = np.full(len(kept), -1, dtype=np.int32)
         renumbered[kept] = np.arange(len(self._ids))
+        for follower in self._followers:
+            follower(renumbered)
         return renumbered
 
     def product_id(self, slot: int) -> str:
