@@ -7,7 +7,7 @@ the approximate one of a large catalogue is `udfs.inverted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -53,6 +53,7 @@ class SlotTable:
     def __init__(self) -> None:
         """Make an empty table."""
         self._numbering = Numbering()
+        self._followers: list[Callable[[Slots], None]] = []
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -80,6 +81,10 @@ class SlotTable:
         ids = self._numbering.names
         return [[ids[slot] for slot in row] for row in slots.tolist()]
 
+    def follow(self, follower: Callable[[Slots], None]) -> None:
+        """Call ``follower`` after each :meth:`keep`, with what that returns."""
+        self._followers.append(follower)
+
     def keep(self, kept: NDArray[np.bool_]) -> Slots:
         """Drop the slots that are not ``kept``, shape (slots,); the others keep their order.
 
@@ -89,6 +94,8 @@ class SlotTable:
         self._numbering = Numbering(compress(self._numbering.names, kept.tolist()))
         renumbered = np.full(len(kept), -1, dtype=np.int32)
         renumbered[kept] = np.arange(len(self))
+        for follower in self._followers:
+            follower(renumbered)
         return renumbered
 
     def product_id(self, slot: int) -> str:
