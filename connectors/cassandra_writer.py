@@ -55,13 +55,14 @@ from connectors.cassandra_session import (
     connect,
     overlaps,
 )
-from connectors.product_rows import ProductRow, Write, product_writes
+from connectors.product_rows import ProductRow, Write, is_row, product_writes
 from udfs.schemas import (
     EVENT_TYPES,
     MS_A_DAY,
     Erasure,
     Event,
     PendingEvent,
+    ProductChange,
     SaveBatch,
     SavedList,
 )
@@ -286,20 +287,33 @@ class CassandraWriter:
                 continue
             replica = None if single else self._ring.replica(key)
             self._add(replica, _Row(_INSERT_EVENT, values, size, pending), key)
-        for change in batch.products:
-            at_ms = change.changed_us // 1000
-            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
-            for write in product_writes(old, new, change.changed_us):
-                self._add_bound(write)
+        self._save_products(batch.products)
         for objection in batch.objections:
             self._add_bound(Write("delete_recommendations", (objection.at_us, objection.user_id)))
         if batch.unresolved_scope:
             self.save_scope(batch.unresolved_scope, batch.unresolved, time.time_ns() // 1_000_000)
         for erasure in batch.erasures:
             self._erase(erasure)
-        if batch.products:
-            # They come one by one and seldom: what waits for more would wait for long.
-            self._send_all()
+
+    def _save_products(self, changes: Sequence[ProductChange]) -> None:
+        """Write the scopes of products, and their rows once those stand.
+
+        After a failure in between, the row still says what the scopes held before.
+        """
+        rows: list[Write] = []
+        for change in changes:
+            at_us = change.changed_us
+            at_ms = at_us // 1000
+            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
+            for write in product_writes(old, new, at_us, change.record):
+                if is_row(write):
+                    rows.append(write)
+                else:
+                    self._add_bound(write)
+        if rows:
+            self._settle()
+        for write in rows:
+            self._add_bound(write)
 
     def save_scope(self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int) -> None:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
@@ -616,6 +630,7 @@ def _as_json(columns: Mapping[str, Any]) -> bytes:
     shown = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in columns.items()
+        if name != "record"  # what the other columns say, with long vectors
     }
     # Not msgspec: what is refused may be text that is no UTF-8.
     return json.dumps(shown, default=str).encode()
