@@ -42,12 +42,12 @@ from connectors.cassandra_schema import stored_event_id
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import (
     CassandraWriter,
-    WaitInterruptedError,
     WriterConfig,
     encode_event,
     encode_list,
     item_prefix,
 )
+from connectors.patience import WaitInterruptedError
 from tests.unit.builders import NOW_MS, event, pending, saved_list
 from udfs.schemas import (
     EVENT_TYPES,
