@@ -31,6 +31,8 @@ from udfs.schemas import (
 )
 
 VERSION: Final = 1
+# Version of what was read from the columns of a row that has no record yet; it is never written.
+NO_RECORD: Final = 0
 # The active space, and the one that is being published.
 MAX_SPACES: Final = 2
 
