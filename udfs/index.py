@@ -7,7 +7,7 @@ the approximate one of a large catalogue is `udfs.inverted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
