@@ -1663,7 +1663,7 @@ def test_what_a_bot_does_is_saved_and_moves_little(clock: Clock) -> None:
     assert shop.count("capped_events") == 54
     assert (shop.count("events"), shop.count("updates")) == (62, 8)
     assert len(shop.saved()) == 62
-    assert shop.listed().count("bot") == 3
+    assert shop.listed().count("bot") == 2
     # A minute later it moves again.
     shop.advance(60_000)
     shop.event(60, "bot")

@@ -24,15 +24,17 @@ class Machine:
         self._late_ms = late_ms
         # When each fires, and whether it is a probe.
         self._timers: set[tuple[int, bool]] = set()
-        self._came: list[int] = []
+        # When each event came that is not saved, and its user's timer.
+        self._came: list[tuple[int, int]] = []
 
     def event(self, ts: int | None = None) -> None:
         probe_ms = self.tick.probe_ms
-        self._timers.add((self.tick.end(self.now_ms), False))
+        due_ms = self.tick.end(self.now_ms)
+        self._timers.add((due_ms, False))
         if self.tick.probe_ms != probe_ms:
             self._timers.add((self.tick.probe_ms, True))
         self.tick.take(self.now_ms if ts is None else ts, self.now_ms)
-        self._came.append(self.now_ms)
+        self._came.append((self.now_ms, due_ms))
 
     def run_until(self, at_ms: int) -> None:
         while self._timers and min(self._timers)[0] + self._late_ms <= at_ms:
@@ -43,17 +45,17 @@ class Machine:
                 continue
             if is_probe and not self.tick.is_over(self.now_ms):
                 self._timers.add((self.tick.probe_ms, True))
-            elif self._came:
+            elif is_probe or any(due_ms == timer_ms for _, due_ms in self._came):
                 self._save()
         self.now_ms = max(self.now_ms, at_ms)
 
     def _save(self) -> None:
         self.tick.wake(self.now_ms)
         spent_ms = self._fixed_ms + self._event_us * len(self._came) // 1000
-        newest = self._came[-1]
+        newest = self._came[-1][0] if self._came else None
         self.now_ms += spent_ms
         self.saving_ms += spent_ms
-        self.waits += [self.now_ms - at for at in self._came]
+        self.waits += [self.now_ms - at for at, _ in self._came]
         self._came.clear()
         self.tick.saved(self.now_ms, spent_ms, newest)
 
