@@ -98,7 +98,7 @@ def recommend(
             if is_second_row:
                 del users[owner].events[place]
         if unknown is not None:
-            unknown.extend(one for one in moves.waiting if catalogue.detail(one) is None)
+            unknown.extend(one for one in moves.waiting if not catalogue.knows(one))
         batch.variants = _variants(users, config.experiment)
         batch.lists = _look_up(users, profiles, catalogue, config, now_us, batch.variants)
         batch.events = [pending for user in users for pending in user.events]

@@ -52,19 +52,28 @@ OUT = ("p2", "p9")
 REBUYS = {"p0": (2.0, 0.5), "p3": (0.0, 0.9), "p6": (30.0, 0.2)}
 
 
-def product(name: str, *, in_stock: bool = True) -> Product:
+def product(name: str, **fields: Any) -> ProductRecord:
+    return record(name, PRODUCTS[name], title=TITLES.get(name, "thing"), **fields)
+
+
+def learned(name: str) -> RelatedRow:
     days, share = REBUYS.get(name, (None, 0.0))
-    related = RELATED.get(name)
-    title = TITLES.get(name, "thing")
-    return Product(name, "s", "", title, in_stock=in_stock, related=related, rebuy_days=days,
-                   rebuy_share=share)  # fmt: skip
+    return related_row(
+        name, related=RELATED.get(name, {}), rebuy_days=days, rebuy_share=share
+    )
+
+
+def filled(records: Iterable[ProductRecord], **options: Any) -> Catalogue:
+    made = Catalogue(**options)
+    for one in records:
+        made.put(one)
+        made.put_related(learned(one.product_id))
+    return made
 
 
 def catalogue(out: Sequence[str] = ()) -> Catalogue:
-    made = Catalogue(encoder=QUERIES.get, encoder_space="s")
-    for name, vector in PRODUCTS.items():
-        made.upsert(product(name, in_stock=name not in out), vector)
-    return made
+    records = (product(name, in_stock=name not in out) for name in PRODUCTS)
+    return filled(records, encoder=QUERIES.get, encoder_space="s")
 
 
 def lists(
