@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from evaluation.files import DataError, FileProduct, Log
 from evaluation.protocol import Items, Prediction, Training, Walk
 from udfs.catalogue import Catalogue
+from udfs.product_record import VERSION, ProductRecord, RelatedRow
 from udfs.query_encoder import DIMENSIONS, SPACE, encode_products, encode_query
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
-from udfs.schemas import PendingEvent, Product, RejectedError, SavedList, decode_vector
+from udfs.schemas import PendingEvent, RejectedError, SavedList, decode_vector, encode_vector
 from udfs.vectors import Interactions, Source, VectorsConfig, learn
 
 # The longest list that a RecommendConfig allows.
@@ -25,9 +26,10 @@ _LONGEST: Final = 1000
 class Stock(NamedTuple):
     """The products that may be recommended, as the job would be given them."""
 
-    products: list[Product]
-    vectors: NDArray[np.float32]
-    """Shape (products, d), rows of length 1, all of one space."""
+    products: list[ProductRecord]
+    """Each with a vector, all of one space."""
+    related: list[RelatedRow]
+    """What was learned of each."""
 
 
 def learn_before_split(
@@ -81,10 +83,25 @@ def learn_before_split(
         )
         raise DataError(msg)
     made = [
-        Product(ids[at], space, "", titles[at], categories[at], **learned.facts(at))
+        ProductRecord(
+            VERSION,
+            ids[at],
+            titles[at],
+            categories[at],
+            None,
+            True,
+            {space: encode_vector(vectors[at])},
+            is_text=False,
+            first_seen_ms=0,
+            updated_us=0,
+        )
         for at in kept.tolist()
     ]
-    return Stock(made, vectors[kept])
+    rows = [
+        RelatedRow(VERSION, ids[at], facts.pop("related", None) or {}, **facts)
+        for at, facts in ((at, learned.facts(at)) for at in kept.tolist())
+    ]
+    return Stock(made, rows)
 
 
 def _given_vectors(known: Sequence[FileProduct]) -> tuple[str, NDArray[np.float32]] | None:
@@ -131,8 +148,7 @@ def _interactions(log: Log, training: Training) -> Interactions:
 def fill_catalogue(stock: Stock) -> Catalogue:
     """Make the job's catalogue of the products that may be recommended."""
     catalogue = Catalogue(encoder=encode_query, encoder_space=SPACE, encoder_dimensions=DIMENSIONS)
-    for product, vector in zip(stock.products, stock.vectors, strict=True):
-        catalogue.upsert(product, vector)
+    catalogue.load(stock.products, stock.related, None)
     return catalogue
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from pyflink.common import Row
@@ -19,7 +18,7 @@ from tests.unit.builders import (
     Vectors,
     event_json,
     naive_sums,
-    product_record,
+    record,
     unit,
     unit_vectors,
     wire_key,
@@ -301,7 +300,7 @@ class Harness:
         for turn in range(2):
             for name, vector in PRODUCTS.items():
                 related = {"gone": 1.0, f"{turn}": 0.5}
-                append("products", name, encode(product_record(name, vector)), 3, START_MS)
+                append("products", name, encode(record(name, vector)), 3, START_MS)
                 append("related", name, encode(RelatedRow(1, name, related)), 3, START_MS)
             for name in PRODUCTS:
                 append("products", name, None, 3, START_MS)
@@ -351,12 +350,12 @@ class Harness:
     def _take(self, emitted: Iterator[Any]) -> None:
         self.out.extend(emitted)
 
-    def put(self, record: ProductRecord) -> None:
-        self.broadcast(wire_key(record.product_id), encode(record))
+    def put(self, product: ProductRecord) -> None:
+        self.broadcast(wire_key(product.product_id), encode(product))
 
     def product(self, number: int, **changes: Any) -> None:
         name = f"p{number}"
-        self.put(product_record(name, **{"vector": PRODUCTS[name], **changes}))
+        self.put(record(name, **{"vector": PRODUCTS[name], **changes}))
 
     def relate(self, product_id: str, related: dict[str, float] | None) -> None:
         row = None if related is None else encode(RelatedRow(1, product_id, related))
@@ -637,7 +636,7 @@ def test_user_who_only_searched_gets_a_list_once_the_catalogue_is_there(clock: C
     shop.advance(5000)
     assert shop.listed() == []
     embedding = encode_texts(["usb hub"])[0].tolist()
-    shop.product(0, space="text64-v1", vector=embedding)
+    shop.product(0, space="text64-v1", vector=unit(embedding))
     shop.advance(600_000)
     assert set(shop.listed()) == {"u"}
 
@@ -833,9 +832,9 @@ def test_one_subtask_alone_reports_a_broken_row(
 
 def test_rejected_product_keeps_the_one_before(clock: Clock) -> None:
     shop = Harness(clock, CONFIG, with_products(clock, CONFIG).backend, subtask=3)
-    shop.product(0, vector=[1.0, 2.0])  # 2 dimensions in a space of 4
+    shop.product(0, vector=unit([1.0, 2.0]))  # 2 dimensions in a space of 4
     shop.broadcast("", None)
-    shop.broadcast("\xff", encode(product_record("p0", PRODUCTS["p1"])))
+    shop.broadcast("\xff", encode(record("p0", PRODUCTS["p1"])))
     assert [letter.reason for letter in shop.letters()] == [
         Reason.WRONG_LENGTH,
         Reason.MISSING_KEY,
@@ -850,7 +849,7 @@ def test_rejected_product_keeps_the_one_before(clock: Clock) -> None:
 
 def test_tombstone_of_an_id_outside_ascii_deletes_it(clock: Clock) -> None:
     shop = Harness(clock, CONFIG)
-    shop.put(product_record("pé"))
+    shop.put(record("pé", unit([3, 4])))
     assert shop.count("catalogue_size") == 1
     shop.broadcast(wire_key("pé"), None)
     assert shop.count("catalogue_size") == 0
@@ -1409,14 +1408,14 @@ def test_what_was_read_in_bulk_is_not_taken_again(clock: Clock) -> None:
     first.relate("p1", {"p2": 0.5})
     again = Harness(clock, CONFIG, first.backend.copy(), subtask=3)
     assert again.count("catalogue_searchable") == 0
-    for record in again.backend.topics.records:
-        row = (PRODUCTS_ROW, RELATED_ROW)[record.topic == "related"]
-        key = (record.key or b"").decode("latin-1")
-        again.rebroadcast(Row(key, record.value, 3, record.offset, START_MS, row))
+    for one in again.backend.topics.records:
+        row = (PRODUCTS_ROW, RELATED_ROW)[one.topic == "related"]
+        key = (one.key or b"").decode("latin-1")
+        again.rebroadcast(Row(key, one.value, 3, one.offset, START_MS, row))
         assert again.count("catalogue_size") == 1
         assert again.count("catalogue_searchable") == 0
     # Other partitions have their own offsets, and each topic.
-    again.broadcast("p2", encode(product_record("p2", PRODUCTS["p2"])), partition=0)
+    again.broadcast("p2", encode(record("p2", PRODUCTS["p2"])), partition=0)
     assert again.count("catalogue_size") == 2
     again.product(1)
     assert again.count("catalogue_searchable") == 2
@@ -1424,7 +1423,7 @@ def test_what_was_read_in_bulk_is_not_taken_again(clock: Clock) -> None:
 
 def test_what_was_learned_is_read_and_broadcast(clock: Clock) -> None:
     shop = with_products(clock, CONFIG)
-    lists = []
+    lists: list[list[str]] = []
     for related in ({"p4": 1.0}, {"p5": 1.0}, None):
         shop.relate("p0", related)
         for job in (shop, Harness(clock, CONFIG, shop.backend.copy())):
@@ -1437,7 +1436,7 @@ def test_what_was_learned_is_read_and_broadcast(clock: Clock) -> None:
 
 def test_a_task_that_shall_end_while_it_reads_leaves_no_reader(clock: Clock) -> None:
     backend = Backend()
-    backend.topics.append("products", "p0", encode(product_record()), 0, START_MS)
+    backend.topics.append("products", "p0", encode(record("p0", unit([3, 4]))), 0, START_MS)
     backend.topics.fails_after = 1
     with pytest.raises(InterruptedError):
         Harness(clock, CONFIG, backend)
@@ -1512,9 +1511,7 @@ def test_an_announced_space_takes_over(clock: Clock, shop: Harness) -> None:
     old = shop.profile().space
     new = {f"p{n}": unit([1.0, float(n)]) for n in range(len(PRODUCTS))}
     for name, vector in new.items():
-        both = product_record(name, PRODUCTS[name])
-        later = product_record(name, vector, space="new")
-        shop.put(msgspec.structs.replace(both, vectors={**both.vectors, **later.vectors}))
+        shop.put(record(name, PRODUCTS[name], vectors={"new": vector}))
     shop.event(2, product_id="p2")
     shop.advance(1000)
     assert shop.profile().space == old
