@@ -22,7 +22,13 @@ ALLOWED = {
     "evaluation": {"evaluation", "udfs"},
 }
 OTHERS = {*ROOMS, "local", "benchmarks", "tests"}
-UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.product_record", "udfs.metrics", "udfs.memory", "udfs.trending"}
+UDFS_FOR_CONNECTORS = {
+    "udfs.schemas",
+    "udfs.product_record",
+    "udfs.metrics",
+    "udfs.memory",
+    "udfs.trending",
+}
 
 
 def sources() -> dict[str, Path]:
