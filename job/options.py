@@ -13,6 +13,8 @@ from connectors.cassandra_schema import MAX_LIST_TTL_DAYS, SECONDS_A_DAY
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
+from connectors.librdkafka import librdkafka_settings
+from udfs.catalogue_function import CatalogueConfig
 from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
@@ -44,11 +46,25 @@ class JobOptions:
     cassandra: CassandraOptions = field(default_factory=CassandraOptions)
     writer: WriterConfig = field(default_factory=WriterConfig)
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     trending: TrendingConfig = field(default_factory=TrendingConfig)
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
+    products_topic: str = "products"
+    related_topic: str = "related"
     dead_letters_topic: str = "dead-letters"
     topic_check: str = TOPIC_CHECKS[0]
+    librdkafka_properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What librdkafka is told beside or instead of what is translated of ``kafka``."""
+
+    def librdkafka(self) -> dict[str, str]:
+        """Return the settings of what reads whole topics.
+
+        Raises:
+            ValueError: A property of Kafka has no translation.
+        """
+        kafka = self.kafka
+        return librdkafka_settings(kafka.bootstrap, kafka.properties, self.librdkafka_properties)
 
 
 def _hosts(text: str) -> tuple[str, ...]:
@@ -78,6 +94,21 @@ def _secret(option: str, file: Path) -> str:
         msg = f"--{option}: {file} is empty"
         raise OptionError(msg)
     return text
+
+
+def _properties(
+    client: str, values: Sequence[tuple[str, str]], files: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Read the properties of a client of Kafka."""
+    properties = dict(values)
+    for name in properties:
+        if _SECRET.search(name):
+            option = f"--{client}-property"
+            msg = f"{option} {name}: Flink logs its command line; {option}-file"
+            raise OptionError(msg)
+    for name, file in files:
+        properties[name] = _secret(f"{client}-property-file {name}", Path(file))
+    return properties
 
 
 def _placeholders(text: str) -> frozenset[str]:
@@ -146,33 +177,60 @@ def parser() -> argparse.ArgumentParser:
     group = result.add_argument_group("Kafka")
     add(group, "kafka-bootstrap", str, kafka.bootstrap, "bootstrap servers, host:port[,…]")
     add(group, "kafka-group", str, kafka.group_id, "consumer group for committed offsets")
-    group.add_argument(
-        "--kafka-property",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="further client property (repeatable), such as security.protocol=SASL_SSL",
-    )
-    group.add_argument(
-        "--kafka-property-file",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="the same with its value in a file that the client reads: for secrets, such as"
-        " sasl.jaas.config=/run/secrets/kafka-jaas",
-    )
+    for client, what, secret in (
+        ("kafka", "further client property", "sasl.jaas.config=/run/secrets/kafka-jaas"),
+        (
+            "librdkafka",
+            "property of librdkafka, which reads topics whole, instead of the client's translated",
+            "sasl.password=/run/secrets/kafka-password",
+        ),
+    ):
+        group.add_argument(
+            f"--{client}-property",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"{what} (repeatable), such as security.protocol=SASL_SSL",
+        )
+        group.add_argument(
+            f"--{client}-property-file",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=FILE",
+            help="the same with its value in a file that the client reads: for secrets, such as"
+            f" {secret}",
+        )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
-    add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
+    add(
+        group,
+        "catalogue-topic",
+        str,
+        topics.catalogue_topic,
+        "compacted topic of what the shop says of products, whole or in parts",
+    )
+    add(
+        group,
+        "products-topic",
+        str,
+        topics.products_topic,
+        "compacted topic that the job writes: products, whole and valid",
+    )
+    add(
+        group,
+        "related-topic",
+        str,
+        topics.related_topic,
+        "compacted topic that the job writes: what is related to a product",
+    )
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
     group.add_argument(
         "--topic-check",
         choices=TOPIC_CHECKS,
         default=topics.topic_check,
         help="what to do where a topic is missing or not configured as the job needs it, or Kafka"
-        " does not answer: fail, warn, or off: ask Kafka nothing, also not how far the catalogue"
-        " must be read before it is complete",
+        " does not answer: fail, warn, or off: ask Kafka nothing",
     )
 
     cassandra = CassandraOptions()
@@ -230,12 +288,28 @@ def parser() -> argparse.ArgumentParser:
         f" letters; none: every id is a user's (default: {', '.join(sorted(PLACEHOLDER_IDS))},"
         " and blank ones)",
     )
+    group = result.add_argument_group("Catalogue")
+    add(
+        group,
+        "catalogue-tick-ms",
+        int,
+        CatalogueConfig().tick_ms,
+        "time in which changes of products are put together before they are saved",
+    )
     profile = recommender.recommend.profile
     group = result.add_argument_group("Recommender")
     add(group, "list-length", int, recommender.recommend.list_length, "recommendations a user")
     add(group, "tick-ms", int, recommender.tick_ms, "time between a user's lookups; 0: each event")
+    add(group, "min-tick-ms", int, recommender.min_tick_ms, "the tick of an idle machine, at least")
     add(group, "tick-max-ms", int, recommender.tick_max_ms, "the tick under load, at most")
     add(group, "max-pending", int, recommender.max_pending, "events of a tick and subtask")
+    add(
+        group,
+        "max-moves-per-minute",
+        int,
+        recommender.max_moves_per_minute,
+        "events of a user and minute that move the profile, others are saved alone; 0: all do",
+    )
     add(group, "fast-half-life-s", float, profile.fast_half_life_s, "half-life of the fast sum, s")
     add(group, "slow-half-life-s", float, profile.slow_half_life_s, "half-life of the slow sum, s")
     add(group, "fast-share", float, profile.fast_share, "share of the fast direction, 0 to 1")
@@ -363,6 +437,13 @@ def parser() -> argparse.ArgumentParser:
         recommender.space_switch_share,
         "share of the products that a new embedding space needs to be switched to",
     )
+    add(
+        group,
+        "product-list-length",
+        int,
+        recommender.product_list_length,
+        "products of each list by product; 0: none are made",
+    )
     trending = TrendingConfig()
     add(
         group,
@@ -381,7 +462,13 @@ def parser() -> argparse.ArgumentParser:
         "for how long an event that comes again (same user, id and product) is known and not"
         " counted for trending, seconds; 360 bytes of heap an event; 0: it counts again",
     )
-    add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
+    add(
+        group,
+        "dimensions",
+        int,
+        recommender.dimensions,
+        "required length of the shop's vectors; 0: any",
+    )
     group.add_argument(
         "--execution-mode",
         choices=(THREAD_MODE, PROCESS_MODE),
@@ -404,13 +491,12 @@ def parse(arguments: Sequence[str]) -> JobOptions:
     password = None
     if given.cassandra_password_file is not None:
         password = _secret("cassandra-password-file", given.cassandra_password_file)
-    properties = dict(given.kafka_property)
-    for name in properties:
-        if _SECRET.search(name):
-            msg = f"--kafka-property {name}: Flink logs its command line; --kafka-property-file"
-            raise OptionError(msg)
-    for name, file in given.kafka_property_file:
-        properties[name] = _secret(f"kafka-property-file {name}", Path(file))
+    properties, librdkafka = (
+        _properties(
+            client, getattr(given, f"{client}_property"), getattr(given, f"{client}_property_file")
+        )
+        for client in ("kafka", "librdkafka")
+    )
     try:
         profile = ProfileConfig(
             weights={**ProfileConfig().weights, **dict(given.weight)},
@@ -421,7 +507,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
             Variant(name, share, _ranking_of(name, settings, ranking))
             for name, share, settings in given.variant
         )
-        return JobOptions(
+        options = JobOptions(
             kafka=KafkaOptions(given.kafka_bootstrap, given.kafka_group, properties),
             cassandra=CassandraOptions(
                 hosts=given.cassandra_hosts,
@@ -453,19 +539,34 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 ),
                 # Infinity and NaN become a number that is refused.
                 max_future_ms=round(min(1e9, given.max_future_s) * 1000),
-                **_same_names(
-                    given, RecommenderConfig, "recommend", "max_future_ms", "catalogue_ends"
-                ),
+                **_same_names(given, RecommenderConfig, "recommend", "max_future_ms"),
+            ),
+            catalogue=CatalogueConfig(
+                given.catalogue_tick_ms,
+                given.dimensions,
+                given.catalogue_topic,
+                round(min(1e9, given.max_future_s) * 1000),
             ),
             trending=TrendingConfig(
                 given.trending_half_life_hours, given.trending_length, given.trending_duplicate_s
             ),
+            librdkafka_properties=librdkafka,
             **_same_names(
-                given, JobOptions, "kafka", "cassandra", "writer", "recommender", "trending"
+                given,
+                JobOptions,
+                "kafka",
+                "cassandra",
+                "writer",
+                "recommender",
+                "catalogue",
+                "trending",
+                "librdkafka_properties",
             ),
         )
+        options.librdkafka()  # what has no translation is refused now and not on a TaskManager
     except ValueError as error:
         raise OptionError(str(error)) from error
+    return options
 
 
 def _same_names(given: argparse.Namespace, kind: type, *without: str) -> dict[str, Any]:

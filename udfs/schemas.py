@@ -667,6 +667,8 @@ class SaveBatch:
     """Events that were not taken because their user had them erased."""
     opted_out: int = 0
     """Events that moved nothing because their user objects."""
+    capped: int = 0
+    """Events that moved nothing because their user had too many in their minute."""
     updates: int = 0
     last: bool = True
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 
 from udfs.catalogue import Catalogue
-from udfs.catalogue_progress import CatalogueProgress
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.schemas import (
     Event,
@@ -101,15 +100,6 @@ def _profile_v3() -> tuple[bytes, dict[str, Any]]:
         "exclusions": [list(row) for row in profile.exclusions()],
         **{name: getattr(profile, name) for name in added},
     }
-
-
-def _progress() -> tuple[bytes, dict[str, Any]]:
-    progress = CatalogueProgress({}, 0.0)
-    progress.read(0, 41, 0.0)
-    progress.read(2, 2**40, 0.0)
-    value = progress.unstored()
-    assert value is not None
-    return value, {"read": {"0": 41, "2": 2**40}}
 
 
 def _profile_v2() -> tuple[bytes, dict[str, Any]]:
@@ -287,7 +277,6 @@ def main() -> None:
         ("product_v1", _wire_product),
         ("profile_v2", _profile_v2),
         ("profile_v3", _profile_v3),
-        ("progress_v1", _progress),
         ("product_v2", _wire_product_v2),
         ("space_v1", _announced),
         ("pending_v2", _pending_v2),

@@ -18,9 +18,12 @@ CASES = [
     ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ("kafka-group", "g", "kafka.group_id", "g"),
     ("kafka-property", "client.rack=a=b", "kafka.properties", {"client.rack": "a=b"}),
+    ("librdkafka-property", "client.id=a", "librdkafka_properties", {"client.id": "a"}),
     ("experiment", "e", "recommender.recommend.experiment.name", "e"),
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
+    ("products-topic", "t", "products_topic", "t"),
+    ("related-topic", "t", "related_topic", "t"),
     ("dead-letters-topic", "t", "dead_letters_topic", "t"),
     ("topic-check", "warn", "topic_check", "warn"),
     ("max-future-s", "60", "recommender.max_future_ms", 60_000),
@@ -38,6 +41,9 @@ CASES = [
     ("write-backoff-max-s", "4.5", "writer.backoff_max_s", 4.5),
     ("list-length", "50", "recommender.recommend.list_length", 50),
     ("tick-ms", "0", "recommender.tick_ms", 0),
+    ("min-tick-ms", "7", "recommender.min_tick_ms", 7),
+    ("max-moves-per-minute", "7", "recommender.max_moves_per_minute", 7),
+    ("product-list-length", "7", "recommender.product_list_length", 7),
     ("tick-max-ms", "5000", "recommender.tick_max_ms", 5000),
     ("max-pending", "7", "recommender.max_pending", 7),
     ("fast-half-life-s", "60", P + "fast_half_life_s", 60.0),
@@ -75,6 +81,7 @@ OTHERS = {
     "variant",
     "weight",
     "kafka-property-file",
+    "librdkafka-property-file",
     "cassandra-username",
     "cassandra-password-file",
     "help",
@@ -103,7 +110,8 @@ def test_no_options_are_the_defaults() -> None:
 def test_option_changes_exactly_its_field(option: str, text: str, name: str, value: Any) -> None:
     mirrored = {
         "events_topic": "recommender.events_topic",
-        "catalogue_topic": "recommender.catalogue_topic",
+        "products_topic": "recommender.products_topic",
+        "related_topic": "recommender.related_topic",
     }
     expected = {name: value}
     if name in mirrored:
@@ -255,24 +263,42 @@ def test_no_option_takes_a_password() -> None:
     assert [name for name in known if "password" in name] == ["--cassandra-password-file"]
 
 
+@pytest.mark.parametrize("client", ["kafka", "librdkafka"])
 @pytest.mark.parametrize(
-    "name", ["sasl.jaas.config", "ssl.key.password", "ssl.keystore.key", "oauth.client.secret"]
+    "name", ["sasl.password.jaas", "ssl.key.password", "ssl.keystore.key", "oauth.client.secret"]
 )
-def test_a_secret_of_kafka_comes_from_a_file(name: str, tmp_path: Path) -> None:
+def test_a_secret_of_kafka_comes_from_a_file(client: str, name: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("a=hunter2;\n")
-    arguments = ["--kafka-property", "a=1", "--kafka-property-file", f"{name}={file}"]
+    own = ["--librdkafka-property", "sasl.mechanism=OAUTHBEARER"]
+    arguments = [f"--{client}-property", "a=1", f"--{client}-property-file", f"{name}={file}"]
 
-    options = parse(arguments)
+    options = parse(own + arguments)
 
-    assert options.kafka.properties == {"a": "1", name: "a=hunter2;"}
+    told = {"a": "1", name: "a=hunter2;"}
+    if client == "kafka":
+        assert options.kafka.properties == told
+    else:
+        assert options.librdkafka_properties == {"sasl.mechanism": "OAUTHBEARER", **told}
+        assert options.librdkafka().items() > told.items()
     assert "hunter2" not in repr(options)
     # Flink logs its command line.
-    with pytest.raises(OptionError, match=rf"{name}: .*--kafka-property-file"):
-        parse(["--kafka-property", f"{name}=a=hunter2;"])
+    with pytest.raises(OptionError, match=rf"{name}: .*--{client}-property-file"):
+        parse([f"--{client}-property", f"{name}=a=hunter2;"])
     file.unlink()
     with pytest.raises(OptionError, match=rf"{name}: .*cannot be read"):
         parse(arguments)
+
+
+def test_a_property_that_librdkafka_cannot_have_is_named_at_submission() -> None:
+    kerberos = ["--kafka-property", "sasl.mechanism=GSSAPI"]
+    with pytest.raises(OptionError, match=r"sasl.mechanism GSSAPI.*--librdkafka-property"):
+        parse(kerberos)
+    options = parse([*kerberos, "--librdkafka-property", "sasl.mechanism=GSSAPI"])
+    assert options.librdkafka() == {
+        "bootstrap.servers": "127.0.0.1:9092",
+        "sasl.mechanism": "GSSAPI",
+    }
 
 
 def test_lists_are_kept_as_long_as_profiles_and_the_job_knows_how_the_service_reads() -> None:
