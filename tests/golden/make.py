@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from udfs.catalogue import Catalogue
+from udfs.product_record import ProductRecord, RelatedRow, SpaceSwitch, encode
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.schemas import (
     Event,
@@ -27,6 +29,7 @@ from udfs.schemas import (
     encode_vector,
     frame_record,
 )
+from udfs.space_notices import count_notice
 
 FOLDER: Final = Path(__file__).parent
 NOW_MS: Final = 1_732_300_000_000
@@ -268,6 +271,47 @@ def _announced() -> tuple[bytes, dict[str, Any]]:
     }
 
 
+RECORD_V1: Final = ProductRecord(
+    version=1,
+    product_id="p3 é",
+    title="Hub é",
+    category="USB",
+    price=18.5,
+    in_stock=False,
+    vectors={
+        "text3-v1": encode_vector(np.array([0.0, 0.6, 0.8], dtype=np.float32)),
+        "shop-v2": encode_vector(np.array([1.0, 0.0], dtype=np.float32)),
+    },
+    is_text=False,
+    first_seen_ms=NOW_MS,
+    updated_us=1000 * NOW_MS + 7,
+    updated_at=NOW_MS - 1000,
+)
+RELATED_V1: Final = RelatedRow(1, "p3 é", {"p1": 1.5, "p3 é": 0.5}, 30.0, 0.25)
+SWITCH_V1: Final = SpaceSwitch(1, "text3-v1+é", NOW_MS, force=True)
+
+
+def _kept(kept: ProductRecord | RelatedRow | SpaceSwitch) -> tuple[bytes, dict[str, Any]]:
+    return encode(kept), msgspec.to_builtins(kept)
+
+
+def _announced_space() -> tuple[bytes, dict[str, Any]]:
+    """State of a space of which two of three partitions have said that it is complete."""
+    known = None
+    for partition, force in ((0, False), (1, True)):
+        notice = SpaceNotice("text3-v1+é", 7, 3, complete=True, force=force)
+        known, _ = count_notice(known, notice, partition)
+    assert known is not None
+    return known, {
+        "version": 1,
+        "space": "text3-v1+é",
+        "started_ms": 7,
+        "partitions": 3,
+        "complete": [0, 1],
+        "force": True,
+    }
+
+
 def main() -> None:
     """Write the files that do not exist yet."""
     for name, make in (
@@ -281,6 +325,10 @@ def main() -> None:
         ("space_v1", _announced),
         ("pending_v2", _pending_v2),
         ("event_v2", _wire_event_v2),
+        ("record_v1", lambda: _kept(RECORD_V1)),
+        ("related_v1", lambda: _kept(RELATED_V1)),
+        ("switch_v1", lambda: _kept(SWITCH_V1)),
+        ("announced_v1", _announced_space),
     ):
         target = FOLDER / f"{name}.bin"
         if target.exists():
