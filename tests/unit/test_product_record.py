@@ -36,6 +36,7 @@ from udfs.schemas import (
     Product,
     Reason,
     RejectedError,
+    decode_product,
     encode_vector,
 )
 
@@ -306,6 +307,13 @@ def test_golden_files_are_read(name: str, expected: Any, decode: Any) -> None:
     assert encode(expected) == raw
     shown = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     assert msgspec.to_builtins(expected) == shown
+
+
+def test_the_golden_partial_update_is_read() -> None:
+    said, vector = decode_product("p3", (GOLDEN / "partial_v1.bin").read_bytes())
+    assert vector is None
+    shown = json.loads((GOLDEN / "partial_v1.json").read_text(encoding="utf-8"))
+    assert msgspec.to_builtins(said) == shown
 
 
 @pytest.mark.parametrize(

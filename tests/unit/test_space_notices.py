@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.builders import NOW_MS
 from udfs.product_record import SpaceSwitch
-from udfs.schemas import SpaceNotice
+from udfs.schemas import SpaceNotice, decode_space_notice, encode_space_notice
 from udfs.space_notices import AnnouncedVersionError, count_notice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -44,6 +45,16 @@ def test_the_publication_that_started_later_holds() -> None:
 def test_one_forced_notice_forces_the_switch() -> None:
     (_, switch) = played((notice(force=True), 0), (notice(), 1))
     assert switch == SpaceSwitch(1, "s", 5, force=True)
+
+
+def test_golden_notices_are_read() -> None:
+    # Of v1 the second line was a state, which is no more.
+    first = (GOLDEN / "space_v1.bin").read_bytes().splitlines()[0]
+    assert decode_space_notice(first) == SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True)
+    second = (GOLDEN / "space_v2.bin").read_bytes()
+    made = decode_space_notice(second)
+    assert made == SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True, force=True)
+    assert encode_space_notice(made) == second
 
 
 def test_the_golden_state_is_read() -> None:
