@@ -483,11 +483,11 @@ def test_whatever_fails_the_table_and_the_topic_end_as_the_records_say(actions: 
                 harness.table.killed_in = None
             else:
                 fields = {"product_id": name, "space": ..., "embedding": ...}
-                payload = {
-                    "product": lambda f, v: product_json(**f, title=v),
-                    "partial": lambda f, v: product_json(**f, partial=True, price=float(v)),
-                    "delete": lambda _f, _v: None,
-                }[kind](fields, value)
+                payload: bytes | None = None
+                if kind == "product":
+                    payload = product_json(**fields, title=value)
+                elif kind == "partial":
+                    payload = product_json(**fields, partial=True, price=float(value))
                 record = frame_record(payload, Origin(0, len(log), START_MS))
                 log.append((name, record))
                 harness.deliver(name, record)
