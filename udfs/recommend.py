@@ -130,7 +130,7 @@ def recommend(
             if is_second_row:
                 del users[owner].events[place]
         if unknown is not None:
-            unknown.extend(one for one in moves.waiting if catalogue.detail(one) is None)
+            unknown.extend(one for one in moves.waiting if not catalogue.knows(one))
         batch.variants = _variants(users, config.experiment)
         # All that came is beyond the cap: what would be looked up is known.
         looked_up = [
@@ -174,7 +174,8 @@ def _moving(user: Touched, profile: Profile, batch: SaveBatch, cap: MoveCap | No
         return []
     if cap is None:
         return [pending.event for pending in user.events]
-    moving, capped = [], []
+    moving: list[PendingEvent] = []
+    capped: list[PendingEvent] = []
     for pending in user.events:
         (moving if cap.takes(pending.event) else capped).append(pending)
     for pending in capped:
@@ -225,7 +226,7 @@ def _look_up(
     variants: Mapping[str, str],
 ) -> list[SavedList]:
     space = catalogue.space
-    if space is None:
+    if space is None or not users:
         return []
     ranked = _rank(users, profiles, catalogue, config, now_us, variants)
     lists = []

@@ -318,56 +318,62 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         # Deleted, and not sent again since.
         gone: set[str] = set()
         unrelated: set[str] = set()
-        self._switch: SpaceSwitch | None = None
         catalogue = self._catalogue
-        catalogue.load(self._read_products(gone), self._read_related(unrelated), None)
+        switches: list[SpaceSwitch] = []
+        refused = catalogue.load(
+            self._read_products(gone, switches), self._read_related(unrelated, switches), None
+        )
         for product_id in gone:
             catalogue.remove(product_id)
         for product_id in unrelated:
             catalogue.remove_related(product_id)
-        if self._switch is not None:
-            catalogue.switch(self._switch)
         if self._lists is not None:
             self._lists.start(catalogue)
             for product_id in gone:
                 self._lists.removed(product_id)
+        self._rejected_rows.inc(refused)
         self._show_catalogue()
         spent_s = time.monotonic() - began_s
         logger.info("the catalogue is read: %d products in %.1f s", len(catalogue), spent_s)
+        if refused:
+            logger.error("%d products are left out: their vectors do not fit their space", refused)
 
-    def _read_products(self, gone: set[str]) -> Iterator[ProductRecord]:
-        for record in self._read_whole(self._config.products_topic):
-            key, value = (record.key or b"").decode("latin-1"), record.value
+    def _read_products(
+        self, gone: set[str], switches: list[SpaceSwitch]
+    ) -> Iterator[ProductRecord]:
+        for record, key in self._read_whole(self._config.products_topic):
             try:
-                if value is None:
+                if record.value is None:
                     gone.add(decode_tombstone(key))
-                    continue
-                if key == SPACE_KEY:
-                    self._switch = decode_switch(value)
-                    continue
-                product = decode_record(key, value)
+                elif key == SPACE_KEY:
+                    switches.append(decode_switch(record.value))
+                else:
+                    product = decode_record(key, record.value)
+                    gone.discard(product.product_id)
+                    yield product
             except RejectedError as error:
                 self._reject_row(record, error)
-                continue
-            gone.discard(product.product_id)
-            yield product
 
-    def _read_related(self, gone: set[str]) -> Iterator[RelatedRow]:
-        for record in self._read_whole(self._config.related_topic):
-            key, value = (record.key or b"").decode("latin-1"), record.value
+    def _read_related(self, gone: set[str], switches: list[SpaceSwitch]) -> Iterator[RelatedRow]:
+        # All products are there, and no index is made yet: it is made once, of the right space.
+        for switch in switches:
+            self._catalogue.switch(switch)
+        for record, key in self._read_whole(self._config.related_topic):
             try:
-                if value is None:
+                if record.value is None:
                     gone.add(decode_tombstone(key))
-                    continue
-                row = decode_related(key, value)
+                else:
+                    row = decode_related(key, record.value)
+                    gone.discard(row.product_id)
+                    yield row
             except RejectedError as error:
                 self._reject_row(record, error)
-                continue
-            gone.discard(row.product_id)
-            yield row
 
-    def _read_whole(self, topic: str) -> Iterator[Record]:
-        """Read a topic up to its end; waits for Kafka, and ends with the task."""
+    def _read_whole(self, topic: str) -> Iterator[tuple[Record, str]]:
+        """Read a topic up to its end, with keys of one character a byte.
+
+        It waits for Kafka, and ends with the task.
+        """
         reader = self._make_reader([topic])
         read, told_s = 0, time.monotonic()
         try:
@@ -377,7 +383,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
                 if time.monotonic() - told_s >= _TELL_S:
                     told_s = time.monotonic()
                     logger.info("reading the topic %s: %d records so far", topic, read)
-                yield from records
+                for record in records:
+                    yield record, (record.key or b"").decode("latin-1")
             self._read_to.update(reader.positions())
         finally:
             reader.close()

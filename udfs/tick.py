@@ -8,8 +8,9 @@ A tick's length is chosen when one has been saved, from the time ``s`` that this
 - Else ``4 s``, but not below the least length, nor above the usual one: a short tick makes fresh
   lists, and a quarter of the time for saving them leaves room for a burst.
 
-A pause of the input ends the load: the next tick has the least length. Ticks end at multiples of
-their length, so that users whose timers a restore brings back are taken together.
+A pause of the input ends the load: the next tick has the least length. A tick ends at a multiple of
+its length, so that an event waits for half of it in the mean, but not sooner than half of it after
+the last one was saved: else a length that changes would make ticks shorter than was chosen.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Tick:
         self._event_ms = 0
         self._event_ts = 0
         self._active_ms = 0
+        self._saved_ms = 0
         self._catching_up = False
         self.length_ms = self._least_ms
         """How long the next tick is."""
@@ -63,11 +65,13 @@ class Tick:
     def end(self, now_ms: int) -> int:
         """Return when the tick ends that a user touched now belongs to; perhaps a new one."""
         # Not ahead of the clock, or so far that the clock must have gone back.
-        if not 0 < self._end_ms - now_ms <= self._longest_ms:
+        if not 0 < self._end_ms - now_ms <= 2 * self._longest_ms:
             if now_ms - self._active_ms >= IDLE_MS:
                 self.length_ms = self._least_ms
                 self._catching_up = False
             self._end_ms = (now_ms // self.length_ms + 1) * self.length_ms
+            if self._end_ms - self._saved_ms < self.length_ms / 2:
+                self._end_ms += self.length_ms
             if self._end_ms - now_ms > self._usual_ms:
                 self.probe_ms = now_ms + self._usual_ms
         return self._end_ms
@@ -92,7 +96,7 @@ class Tick:
         self._catching_up = (
             newest_ts is not None and now_ms - spent_ms - newest_ts > self._longest_ms
         )
-        self._active_ms = now_ms
+        self._active_ms = self._saved_ms = now_ms
         if self._catching_up:
             self.length_ms = self._longest_ms
         else:

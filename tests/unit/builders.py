@@ -9,8 +9,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from udfs.product_record import ProductRecord
 from udfs.profile import ProfileConfig
-from udfs.schemas import Event, EventType, Origin, PendingEvent, SavedList, frame_record
+from udfs.schemas import (
+    Event,
+    EventType,
+    Origin,
+    PendingEvent,
+    SavedList,
+    encode_vector,
+    frame_record,
+)
 
 FloatMatrix = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -59,6 +68,29 @@ def product_json(**changes: object) -> bytes:
     }
     kept = {name: value for name, value in fields.items() if value is not ...}
     return json.dumps(kept, ensure_ascii=False).encode()
+
+
+def product_record(
+    product_id: str = "p0",
+    vector: Sequence[float] | FloatMatrix | None = (0.6, 0.8),
+    *,
+    space: str = "s",
+    **fields: Any,
+) -> ProductRecord:
+    """A whole product with a vector of one space, or of none."""
+    values: dict[str, Any] = {
+        "version": 1,
+        "title": "",
+        "category": "",
+        "price": None,
+        "in_stock": True,
+        "vectors": {} if vector is None else {space: encode_vector(unit(vector))},
+        "is_text": False,
+        "first_seen_ms": NOW_MS,
+        "updated_us": NOW_MS * 1000,
+        **fields,
+    }
+    return ProductRecord(product_id=product_id, **values)
 
 
 def wire_key(identifier: str) -> str:
