@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
@@ -249,7 +249,7 @@ class CatalogueFunction(KeyedProcessFunction):
             raise RejectedError(Reason.WRONG_LENGTH, detail)
         return Update(said, vector, record)
 
-    def _touch(self, key: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row, None, _Touched]:
+    def _touch(self, key: str, ctx: KeyedProcessFunction.Context) -> Generator[Row, None, _Touched]:
         """Take the product of the current key into this tick, with what a restore left pending."""
         packed = self._deleted.value()
         deleted_us = 0 if packed is None else _DELETED.unpack(packed)[1]

@@ -80,8 +80,6 @@ EVENT_TYPES: Final = (
     "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return",
 )  # fmt: skip
 
-# The partition of a row that is no record of the catalogue topic but a heartbeat of the job's own.
-HEARTBEAT_PARTITION: Final = -1
 MS_A_DAY: Final = 86_400_000
 
 

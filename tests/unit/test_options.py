@@ -39,6 +39,7 @@ CASES = [
     ("write-batch-rows", "2", "writer.batch_rows", 2),
     ("write-in-flight", "3", "writer.in_flight", 3),
     ("write-backoff-max-s", "4.5", "writer.backoff_max_s", 4.5),
+    ("catalogue-tick-ms", "7", "catalogue.tick_ms", 7),
     ("list-length", "50", "recommender.recommend.list_length", 50),
     ("tick-ms", "0", "recommender.tick_ms", 0),
     ("min-tick-ms", "7", "recommender.min_tick_ms", 7),
@@ -110,6 +111,9 @@ def test_no_options_are_the_defaults() -> None:
 def test_option_changes_exactly_its_field(option: str, text: str, name: str, value: Any) -> None:
     mirrored = {
         "events_topic": "recommender.events_topic",
+        "catalogue_topic": "catalogue.catalogue_topic",
+        "recommender.max_future_ms": "catalogue.max_future_ms",
+        "recommender.dimensions": "catalogue.dimensions",
         "products_topic": "recommender.products_topic",
         "related_topic": "recommender.related_topic",
     }
