@@ -42,6 +42,7 @@ class Tick:
         self._event_ts = 0
         self._active_ms = 0
         self._saved_ms = 0
+        self._spent_ms = 0
         self._catching_up = False
         self.length_ms = self._least_ms
         """How long the next tick is."""
@@ -50,8 +51,9 @@ class Tick:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is time for other work."""
-        return self.length_ms <= self._least_ms and not self._catching_up
+        """Whether half of the time is free for other work."""
+        has_least = self.length_ms <= self._least_ms
+        return has_least and 4 * self._spent_ms <= self.length_ms and not self._catching_up
 
     def take(self, event_ts: int, now_ms: int) -> None:
         """Note an event and its own time."""
@@ -67,7 +69,7 @@ class Tick:
         # Not ahead of the clock, or so far that the clock must have gone back.
         if not 0 < self._end_ms - now_ms <= 2 * self._longest_ms:
             if now_ms - self._active_ms >= IDLE_MS:
-                self.length_ms = self._least_ms
+                self.length_ms, self._spent_ms = self._least_ms, 0
                 self._catching_up = False
             self._end_ms = (now_ms // self.length_ms + 1) * self.length_ms
             if self._end_ms - self._saved_ms < self.length_ms / 2:
@@ -97,6 +99,7 @@ class Tick:
             newest_ts is not None and now_ms - spent_ms - newest_ts > self._longest_ms
         )
         self._active_ms = self._saved_ms = now_ms
+        self._spent_ms = spent_ms
         if self._catching_up:
             self.length_ms = self._longest_ms
         else:
