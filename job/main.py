@@ -98,7 +98,7 @@ def _build(environment: StreamExecutionEnvironment, options: JobOptions) -> None
             tables,
             kafka,
             options.events_topic,
-            options.catalogue_topic,
+            options.products_topic,
             options.trending,
             options.recommender.recommend.profile,
             options.recommender.max_future_ms,
