@@ -11,8 +11,8 @@ from connectors import dead_letters
 from connectors.dead_letters import to_row
 from job import uids
 from udfs import catalogue_function
-from udfs.catalogue_function import BaseReader, CatalogueConfig, CatalogueFunction
-from udfs.ports import BatchSaver, TopicReader
+from udfs.catalogue_function import CatalogueConfig, CatalogueFunction
+from udfs.ports import BaseReader, BatchSaver, TopicReader
 from udfs.recommender_function import RecommenderConfig, RecommenderFunction, catalogue_descriptor
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final
 
 from pyflink.common import Row, Time, Types
 from pyflink.common.typeinfo import TypeInformation
@@ -27,7 +27,7 @@ from pyflink.datastream.state import ListStateDescriptor, StateTtlConfig, ValueS
 
 from udfs.memory import TickCollector
 from udfs.metrics import METRIC_GROUP
-from udfs.ports import BatchSaver
+from udfs.ports import BaseReader, BatchSaver
 from udfs.product_record import FloatVector, ProductRecord, TextEncoder, encode
 from udfs.product_updates import Outcome, Update, apply_updates
 from udfs.query_encoder import encode_products, encode_query
@@ -61,16 +61,6 @@ _DELETED: Final = struct.Struct("<Bq")
 _DELETED_VERSION: Final = 1
 # The topics of the dead letters of rows that Cassandra refused.
 _ROWS: Final = frozenset({"cassandra:products", "cassandra:products_by_scope"})
-
-
-class BaseReader(Protocol):
-    """Reads what the rows of products say."""
-
-    def read(self, product_ids: Sequence[str]) -> dict[str, ProductRecord]:
-        """Return the products that have a row, by id."""
-
-    def close(self) -> None:
-        """Let go of connections."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""What the operators need of the outside: who saves their batches, and who reads a topic whole."""
+"""What the operators need of the outside: who saves, who reads rows, and who reads topics whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from udfs.product_record import ProductRecord
 from udfs.schemas import DeadLetter, SaveBatch
 
 
@@ -17,6 +18,16 @@ class BatchSaver(Protocol):
         Returns:
             What the database refused of them; none before the last batch.
         """
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+class BaseReader(Protocol):
+    """Reads what the rows of products say."""
+
+    def read(self, product_ids: Sequence[str]) -> dict[str, ProductRecord]:
+        """Return the products that have a row, by id."""
 
     def close(self) -> None:
         """Let go of connections."""
