@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from udfs.facts import ProductFacts
 from udfs.index import Boosts, ExactIndex, NearestNeighbours, SlotTable
 from udfs.inverted import fitting
-from udfs.lexical import LexicalIndex
+from udfs.lexical_index import LexicalIndex
 from udfs.schemas import (
     Product,
     ProductChange,
@@ -29,8 +29,6 @@ QueryEncoder = Callable[[str], FloatMatrix | None]
 # What the broadcast state must put (bytes) or remove (None) under a key, to be the durable copy.
 StateChange = tuple[str, bytes | None]
 
-# Searches whose matches are kept as slots.
-_REMEMBERED_MATCHES: Final = 1000
 # Slots and categories are cleared of what is gone when there are twice as many as then, and these.
 _LEAST_NUMBERED: Final = 4096
 
@@ -87,14 +85,6 @@ _announced_decoder = msgspec.msgpack.Decoder(_Announced)
 _entry_decoder = msgspec.msgpack.Decoder(_Entry)
 
 
-class _Matches(NamedTuple):
-    """A remembered search: the answer of the lexical index, and the same as arrays."""
-
-    found: list[tuple[str, float]]
-    slots: Slots
-    scores: FloatMatrix
-
-
 class Catalogue:
     """Products by id, with one active embedding space that alone is searched.
 
@@ -146,8 +136,7 @@ class Catalogue:
         """Numbers the products for boosts and facts."""
         self.facts = ProductFacts(self.slots)
         """What is known of products beside their vectors."""
-        self._lexical = LexicalIndex(remembered=_REMEMBERED_MATCHES)
-        self._matches: dict[tuple[str, int], _Matches] = {}
+        self._lexical = LexicalIndex()
         self._announced: _Announced | None = None
         self._active: str | None = None
         self._index: NearestNeighbours | None = None
@@ -211,17 +200,7 @@ class Catalogue:
         Returns:
             Their slots and scores, both of shape (at most ``limit``,), best first.
         """
-        found = self._lexical.matches(query, limit)
-        known = self._matches.get((query, limit))
-        if known is None or known.found is not found:
-            if len(self._matches) >= _REMEMBERED_MATCHES:
-                self._matches.clear()
-            known = self._matches[query, limit] = _Matches(
-                found,
-                np.array(self.slots.find(name for name, _ in found), dtype=np.int32),
-                np.array([score for _, score in found], dtype=np.float32),
-            )
-        return known.slots, known.scores
+        return self._lexical.matches(query, limit)
 
     def search(self, queries: FloatMatrix, k: int) -> list[tuple[list[str], FloatMatrix]]:
         """Find the k products in stock nearest to each query: their ids and scores, best first."""
@@ -326,7 +305,7 @@ class Catalogue:
                 self._lengths.pop(space, None)
                 if space != self._active:
                     del self._vectors[space]
-        self._lexical.remove(product_id)
+        self._lexical.remove(self.slots.get(product_id))
         if self._index is not None:
             self._index.remove(product_id)
         # Fewer products in the active space can be what a staged space was waiting for.
@@ -458,7 +437,7 @@ class Catalogue:
         self.facts.renumber(renumbered)
         if self._index is not None:
             self._index.renumber(renumbered)
-        self._matches.clear()
+        self._lexical.renumber(renumbered)
         numbered = len(self.slots) + self.facts.category_count
         self._most_numbered = max(_LEAST_NUMBERED, 2 * numbered)
 
@@ -515,7 +494,7 @@ class Catalogue:
         for product_id in stale - self._vectors[space].keys():
             # It has no vector in the space that is searched now.
             self.facts.remove(product_id)
-            self._lexical.remove(product_id)
+            self._lexical.remove(self.slots.get(product_id))
             self._set_details(product_id, None, changed_us, changes)
             yield _PRODUCT_PREFIX + product_id, None
         self._activate(space)
@@ -534,10 +513,10 @@ class Catalogue:
             self._index.upsert(product_id, vector)
             self._index = fitting(self._index)
             known = self._details[product_id]
-            self._lexical.upsert(product_id, known.title, known.category)
+            self._lexical.upsert(self.slots.add(product_id), known.title, known.category)
         else:
             self._index.remove(product_id)
-            self._lexical.remove(product_id)
+            self._lexical.remove(self.slots.get(product_id))
 
     def _changed(self, product_id: str) -> StateChange:
         vectors = {
