@@ -189,6 +189,7 @@ def test_after_any_changes_it_answers_as_one_built_anew(
         # Dead rows are cleared out, and single postings joined to the others, within the example.
         patch.setattr(lexical_index, "_MIN_DEAD_ROWS", 4)
         patch.setattr(lexical_index, "_BULK", 3)
+        patch.setattr(lexical_index, "_LEAST_BULK", 2)
         patch.setattr(postings, "_LEAST_MOVED", 8)
         for change in made:
             match change:
