@@ -30,7 +30,7 @@ import psutil
 from benchmarks.workload import SPACE, Workload
 from udfs.catalogue import Catalogue
 from udfs.inverted import index_of
-from udfs.lexical import LexicalIndex
+from udfs.lexical_index import LexicalIndex
 from udfs.product_record import (
     VERSION,
     ProductRecord,
@@ -108,10 +108,11 @@ def consume(items: Iterable[object]) -> None:
 
 def fill_lexical(workload: Workload) -> None:
     """Put the texts of all products in stock into a lexical index."""
-    lexical = LexicalIndex()
-    for one in records(workload):
-        if one.in_stock:
-            lexical.upsert(one.product_id, one.title, one.category)
+    LexicalIndex().extend(
+        (slot, one.title, one.category)
+        for slot, one in enumerate(records(workload))
+        if one.in_stock
+    )
 
 
 def measure(workload: Workload) -> dict[str, dict[str, float]]:

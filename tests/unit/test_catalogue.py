@@ -395,6 +395,7 @@ def test_changes_leave_what_a_fresh_load_of_the_survivors_gives(
         assert len(churned) == len(log.products)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(catalogue_module, "_AT_ONCE", at_once)
+        patched.setattr(catalogue_module, "_LEARNED_AT_ONCE", at_once)
         loaded = log.loaded(switch_share=share)
     if loaded.space != churned.space:
         # Which space was there first is not in the topics; nor which was once announced.
