@@ -95,6 +95,7 @@ class Catalogue:
         self._vectors: dict[str, VectorTable] = {}
         self._lexical = LexicalIndex()
         self._announced: SpaceSwitch | None = None
+        self._is_loading = False
         self._active: str | None = None
         self._index: NearestNeighbours | None = None
 
@@ -243,13 +244,14 @@ class Catalogue:
         Args:
             products: Consumed first, and whole.
             related: What was learned.
-            switch: The newest announcement.
+            switch: The newest announcement; one that :meth:`switch` is told meanwhile counts too.
 
         Returns:
             How many products were left out, as :meth:`put` would refuse them.
         """
         refused = 0
         self._announced = switch
+        self._is_loading = True
         for records in _chunks(products, _AT_ONCE):
             taken: dict[str, _Read] = {}
             for record in records:
@@ -261,6 +263,7 @@ class Catalogue:
         slots_of = SlotSnapshot(self.slots)
         for rows in _chunks(related, _LEARNED_AT_ONCE):
             self.facts.put_related(list({row.product_id: row for row in rows}.values()), slots_of)
+        self._is_loading = False
         self._settle()
         self._expect_twice()
         return refused
@@ -323,6 +326,8 @@ class Catalogue:
 
     def _settle(self) -> None:
         """Forget spaces without a product, and make that space the active one that should be."""
+        if self._is_loading:
+            return  # once all is there: to fill an index takes seconds
         self._vectors = {space: table for space, table in self._vectors.items() if len(table)}
         held = {space: len(table) for space, table in self._vectors.items()}
         active = self._active if self._active in held else most_held(held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -437,6 +438,27 @@ def test_a_search_is_over_one_space_and_what_is_in_stock(rows: list[Any]) -> Non
             if one.in_stock and space in one.vectors
         }
         assert_same_list(catalogue.search(query[space], 5)[0], vectors, query[space][0], 5)
+
+
+def test_an_announcement_in_the_middle_of_a_load_counts_and_makes_one_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def index_of(slots: Any, *columns: Any) -> Any:
+        made.append(len(columns[0]))
+        return inverted.index_of(slots, *columns)
+
+    monkeypatch.setattr(catalogue_module, "index_of", index_of)
+    catalogue = Catalogue()
+
+    def related() -> Iterator[RelatedRow]:
+        catalogue.switch(announced("c", 1, force=True))
+        catalogue.switch(announced("b", 2, force=True))
+        yield related_row("p1")
+
+    catalogue.load([of(1, "a", "c"), of(2, "a", "b")], related(), None)
+    assert (catalogue.space, catalogue.searchable, made) == ("b", 1, [1])
 
 
 def test_a_large_load_makes_an_approximate_index_that_goes_on_in_place(
