@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from connectors.jsonl import BadLines, read_catalogue, read_events
 from udfs.catalogue import Catalogue
+from udfs.product_record import VERSION, ProductRecord, RelatedRow
 from udfs.ranking import RankingConfig
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
-from udfs.schemas import EVENT_TYPES, Event, PendingEvent, Product
+from udfs.schemas import EVENT_TYPES, Event, PendingEvent, encode_vector
 from udfs.vectors import Interactions, Source, VectorsConfig, learn
 
 K = 20
@@ -106,14 +107,24 @@ def fill(data: Data, config: VectorsConfig, new: NDArray[np.bool_]) -> Catalogue
     )
     catalogue = Catalogue()
     for at in np.flatnonzero(learned.vectors.any(axis=1)).tolist():
-        product = Product(
-            data.product_ids[at],
-            learned.space,
-            "",
-            category=data.categories[at],
-            **learned.facts(at),
+        product_id, facts = data.product_ids[at], learned.facts(at)
+        vectors = {learned.space: encode_vector(learned.vectors[at])}
+        catalogue.put(
+            ProductRecord(
+                VERSION,
+                product_id,
+                "",
+                data.categories[at],
+                None,
+                True,
+                vectors,
+                is_text=False,
+                first_seen_ms=0,
+                updated_us=0,
+            )
         )
-        catalogue.upsert(product, learned.vectors[at])
+        related = facts.pop("related", None) or {}
+        catalogue.put_related(RelatedRow(VERSION, product_id, related, **facts))
     return catalogue
 
 
