@@ -64,6 +64,7 @@ from udfs.schemas import (
     PendingEvent,
     SaveBatch,
     SavedList,
+    SavedProductList,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,14 @@ logger = logging.getLogger(__name__)
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
 _UINT32: Final = struct.Struct(">I")
+_FLOAT: Final = struct.Struct(">f")
 # CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
 _FLOAT_LENGTH: Final = _INT32.pack(4)
 _INSERT_LIST: Final = "insert_recommendations"
 _INSERT_EVENT: Final = "insert_event"
+_INSERT_PRODUCT_LISTS: Final = "insert_product_lists"
 # The driver counts the rows of a batch in two bytes.
 _MAX_BATCH_ROWS: Final = 65_535
 # Longest time asleep between two looks at whether the wait shall end. Flink's watchdog ends a
@@ -192,7 +195,7 @@ class Writer(Protocol):
 
 
 # What a row was made of, to name it where the server refuses it.
-_Source = PendingEvent | SavedList | Write
+_Source = PendingEvent | SavedList | SavedProductList | Write
 
 
 class _Row(NamedTuple):
@@ -291,6 +294,8 @@ class CassandraWriter:
             old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
             for write in product_writes(old, new, change.changed_us):
                 self._add_bound(write)
+        for one in batch.product_lists:
+            self._add_product_lists(one)
         for objection in batch.objections:
             self._add_bound(Write("delete_recommendations", (objection.at_us, objection.user_id)))
         if batch.unresolved_scope:
@@ -305,6 +310,19 @@ class CassandraWriter:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
         self._ring.refresh()
         self._add_bound(Write("insert_trending", (scope, items, generated_ms)))
+
+    def _add_product_lists(self, saved: SavedProductList) -> None:
+        if not (saved.similar or saved.bought_together):
+            self._add_bound(Write("delete_product_lists", (saved.generated_us, saved.product_id)))
+            return
+        if _INSERT_PRODUCT_LISTS not in self._prepared:
+            self._prepared[_INSERT_PRODUCT_LISTS] = self._prepare(_INSERT_PRODUCT_LISTS)
+        try:
+            values, size = encode_product_lists(saved, self._prefix)
+        except _UNSERIALISABLE as error:
+            self._refuse(saved, error)
+            return
+        self._add_row(_Row(_INSERT_PRODUCT_LISTS, values, size, saved), values[0])
 
     def drain(self) -> WriteReport:
         """Send what is grouped, wait until all of it is acknowledged, and report."""
@@ -589,6 +607,8 @@ class CassandraWriter:
             return
         if isinstance(source, SavedList):
             name, columns = _INSERT_LIST, {**source._asdict(), "scores": source.scores.tolist()}
+        elif isinstance(source, SavedProductList):
+            name, columns = _INSERT_PRODUCT_LISTS, source._asdict()
         else:
             name = source.statement
             names = (column.name for column in self._prepared[name].column_metadata)
@@ -622,7 +642,7 @@ def _as_json(columns: Mapping[str, Any]) -> bytes:
 
 
 def item_prefix(product_id: str) -> bytes:
-    """Serialise what stands before the score of a list item, CQL tuple<text, float, text>.
+    """Serialise what stands before the score of a list item, CQL tuple<text, float, …>.
 
     An element is an int32 length and its bytes; so is the item itself within the list.
     """
@@ -675,6 +695,34 @@ def encode_list(
     ]
     size = len(user) + len(items) + len(space) + len(variant) + len(excluded) + 84
     return values, size
+
+
+def encode_product_lists(
+    saved: SavedProductList, prefix: Callable[[str], bytes] = item_prefix
+) -> tuple[list[bytes], int]:
+    """Serialise the lists of a product in the order of ``insert_product_lists``.
+
+    Args:
+        saved: The lists.
+        prefix: Makes what stands before the score of an item.
+
+    Returns:
+        The CQL values and their size in bytes, with the lengths on the wire.
+    """
+    lists = []
+    for items in (saved.similar, saved.bought_together):
+        parts = [_INT32.pack(len(items))]
+        for product_id, score in items:
+            before = prefix(product_id)
+            parts += (_INT32.pack(len(before) + 4), before, _FLOAT.pack(score))
+        lists.append(b"".join(parts))
+    values = [
+        saved.product_id.encode(),
+        *lists,
+        _INT64.pack(saved.generated_us // 1000),
+        _INT64.pack(saved.generated_us),
+    ]
+    return values, sum(4 + len(value) for value in values)
 
 
 def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], int]:
