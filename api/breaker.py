@@ -22,6 +22,7 @@ from connectors.product_rows import ProductRow
 from connectors.recommendation_store import (
     Erasure,
     EventPage,
+    ListsOfProduct,
     RecommendationList,
     RecommendationStore,
     StoreTimeout,
@@ -123,6 +124,10 @@ class BreakerStore:
     def trending(self, scope: str) -> TrendingList | None:
         """See `RecommendationStore.trending`."""
         return self._call(self._reads, lambda: self._store.trending(scope))
+
+    def lists_of_product(self, product_id: str) -> ListsOfProduct | None:
+        """See `RecommendationStore.lists_of_product`."""
+        return self._call(self._reads, lambda: self._store.lists_of_product(product_id))
 
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int

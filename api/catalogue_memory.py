@@ -1,12 +1,11 @@
-"""The catalogue in a worker's memory: followed in its Kafka topic, for titles, stock, neighbours.
+"""The catalogue in a worker's memory: followed in its Kafka topic, for titles, prices and stock.
 
 Why so: a list names twenty products, and each answer needs title, price and stock of all of them
 as they are now. The compacted topic holds exactly that and tells every change within
 milliseconds; asking Cassandra costs a second query of each request, or a cache that is wrong for
-its time to live. Neighbours of a product need all vectors, which only the topic has; the same
-class as in the job holds them here (`udfs.catalogue.Catalogue`), so the same space is active, and
-nothing has to be computed and stored ahead of the question. Memory is bounded by a number of
-products; what is beyond is read from Cassandra when it is asked for.
+its time to live. The shop window's search and map need the vectors too; the same class as in the
+job holds them here (`udfs.catalogue.Catalogue`), so the same space is active. Memory is bounded by
+a number of products; what is beyond is read from Cassandra when it is asked for.
 """
 
 from __future__ import annotations
@@ -40,13 +39,6 @@ _POLL_SECONDS: Final = 0.5
 # How often new partitions of the topic are looked for.
 _PARTITIONS_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
-
-
-class Neighbour(NamedTuple):
-    """A similar product and its cosine similarity."""
-
-    product_id: str
-    score: float
 
 
 class Learned(NamedTuple):
@@ -151,7 +143,7 @@ class CatalogueMemory:
                     if not self._left_out:
                         logger.error(
                             "the catalogue has more than %d products; the rest is read from"
-                            " Cassandra, and has no similar products here",
+                            " Cassandra",
                             self._max_products,
                         )
                     self._left_out.add(product.product_id)
@@ -202,16 +194,6 @@ class CatalogueMemory:
                 facts.rebuy_days,
                 facts.rebuy_share,
             )
-
-    def similar(self, product_id: str, limit: int) -> list[Neighbour] | None:
-        """Return the nearest products in stock, best first; None for one without a vector."""
-        with self.vectors() as catalogue:
-            vector = catalogue.product_vector(product_id)
-            if vector is None:
-                return None
-            ids, scores = catalogue.search(vector[None, :], limit + 1)[0]
-        near = zip(ids, scores.tolist(), strict=True)
-        return [Neighbour(*one) for one in near if one[0] != product_id][:limit]
 
 
 class CatalogueFollower:

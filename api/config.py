@@ -71,8 +71,8 @@ class ApiConfig:
             RECOMMENDER_API_RATE_READ for lists, personal and metrics; 0: no limit. Twice as many
             at once.
         rate_file: A file that the workers share for it; None: this process alone.
-        catalogue_max_products: Products that a worker keeps in memory, for titles, stock and
-            similar ones; what is beyond is read from Cassandra, and has no similar ones.
+        catalogue_max_products: Products that a worker keeps in memory, for titles, prices and
+            stock; what is beyond is read from Cassandra.
             RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS; 0: the catalogue topic is not read.
         event_buffer: Events that a worker holds until Kafka has them.
             RECOMMENDER_API_EVENT_BUFFER.

@@ -22,7 +22,15 @@ from connectors.product_rows import ProductRow
 from connectors.recommendation_store import RecommendationStore, StoreError
 from connectors.request_budget import is_over
 
-Source = Literal["personal", "trending_category", "trending", "newest", "catalogue", "similar"]
+Source = Literal[
+    "personal",
+    "trending_category",
+    "trending",
+    "newest",
+    "catalogue",
+    "similar",
+    "bought_together",
+]
 
 # Scores are float32: what follows the sixth decimal is the conversion, not the score.
 SCORE_DECIMALS: Final = 6

@@ -1,8 +1,8 @@
-"""Products: read, written to the broadcast catalogue, and the similar ones of one."""
+"""Products: read, written to the catalogue's topic, and the lists of one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -10,14 +10,15 @@ from flask import Blueprint, Response
 
 from api import problems
 from api.catalogue_memory import Learned
-from api.filling import SCORE_DECIMALS, Filter, Item, ListBuilder
+from api.filling import Filter, Item, ListBuilder, Source
 from api.operations import Answer, Body, Operation, route
-from api.problems import BodyError, Kind, ProblemError
+from api.problems import BodyError, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
 from api.services import services
 from api.writing import WRITE_PROBLEMS, Records, send
 from connectors.product_rows import ProductRow
+from connectors.recommendation_store import ListsOfProduct
 from udfs.index import FloatMatrix
 from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
@@ -37,14 +38,8 @@ from udfs.schemas import (
 
 MAX_PRODUCTS: Final = 500
 MAX_BULK_BYTES: Final = 8 * 1024 * 1024
-# More candidates than asked for: some may have gone out of stock a moment ago.
-_SPARE: Final = 10
-
-SIMILAR_UNAVAILABLE: Final = Kind(
-    503,
-    "urn:recommender:problem:similar-unavailable",
-    "the catalogue is not in memory, or not yet",
-)
+# The job saves such a list again when it has changed.
+_LIST_SECONDS: Final = 5
 
 blueprint = Blueprint("products", __name__)
 
@@ -129,8 +124,12 @@ class ShownProduct(msgspec.Struct, frozen=True, gc=False):
     updated_at: int
 
 
-class Similar(msgspec.Struct, frozen=True, gc=False):
-    """Products near to one, nearest first; ``score`` is the cosine similarity."""
+class ListOfProduct(msgspec.Struct, frozen=True, gc=False):
+    """Products in stock that belong to one, best first; empty where none are known yet.
+
+    ``score`` is, of those bought together, the weight that was learned; of the similar ones 1 and
+    that weight where one was learned, else the cosine similarity.
+    """
 
     product_id: str
     items: list[Item]
@@ -232,30 +231,54 @@ def bulk(body: Bulk) -> Response:
     "/v1/products/<id:product_id>/similar",
     Operation(
         "Similar products",
-        {200: Answer(Similar, "The list.", CACHE_HEADERS), 304: UNCHANGED},
+        {200: Answer(ListOfProduct, "The list.", CACHE_HEADERS), 304: UNCHANGED},
         scope="lists",
         query=(LIMIT,),
-        problems=(*_READ_PROBLEMS, SIMILAR_UNAVAILABLE),
+        problems=_READ_PROBLEMS,
     ),
 )
 def similar(product_id: str) -> Response:
-    """Answer with the products in stock whose vectors are nearest to that of a product."""
+    """Answer with the products that follow a product, then those that are near to it."""
+    return _list_of(product_id, "similar", "similar", lambda found: found.similar)
+
+
+@route(
+    blueprint,
+    "GET",
+    "/v1/products/<id:product_id>/bought-together",
+    Operation(
+        "Products bought together",
+        {200: Answer(ListOfProduct, "The list.", CACHE_HEADERS), 304: UNCHANGED},
+        scope="lists",
+        query=(LIMIT,),
+        problems=_READ_PROBLEMS,
+    ),
+)
+def bought_together(product_id: str) -> Response:
+    """Answer with the products that are bought with a product.
+
+    They are those that were learned to follow it, whatever was done with them.
+    """
+    return _list_of(
+        product_id, "bought_together", "bought together", lambda found: found.bought_together
+    )
+
+
+def _list_of(
+    product_id: str,
+    source: Source,
+    reason: str,
+    choose: Callable[[ListsOfProduct], Sequence[tuple[str, float]]],
+) -> Response:
     limit = LIMIT.read()
     parts = services()
-    memory = parts.catalogue
-    if memory is None or not memory.caught_up:
-        detail = "this service does not follow the catalogue" if memory is None else "not read yet"
-        raise ProblemError(SIMILAR_UNAVAILABLE, detail, retry=True)
-    found = memory.similar(product_id, limit + _SPARE)
-    if found is None:
-        _known(product_id)
-        detail = "the product has no vector here in the space that is searched"
-        raise ProblemError(SIMILAR_UNAVAILABLE, detail, retry=True)
+    # A row can outlive its product by a moment.
+    _known(product_id)
+    found = parts.store.lists_of_product(product_id)
     builder = ListBuilder(parts.shelf, limit, Filter())
-    builder.add(
-        "similar", [(one.product_id, round(one.score, SCORE_DECIMALS), "similar") for one in found]
-    )
-    return cacheable(Similar(product_id, builder.items), seconds=5)
+    if found is not None:
+        builder.add(source, [(*one, reason) for one in choose(found)])
+    return cacheable(ListOfProduct(product_id, builder.items), seconds=_LIST_SECONDS)
 
 
 def _known(product_id: str) -> ProductRow:

@@ -167,6 +167,21 @@ CREATE TABLE IF NOT EXISTS {keyspace}.trending (
   AND speculative_retry = '99p'
 """
 
+# One row a product: what is like it, and what is bought with it, read by its whole key.
+#  - no TTL: a list that does not change is not written again, and goes with its product.
+#  - the rest as in recommendations_by_user: one cell a list, rows of 1-2 KiB written whole.
+_CREATE_RECOMMENDATIONS_BY_PRODUCT: Final = """
+CREATE TABLE IF NOT EXISTS {keyspace}.recommendations_by_product (
+    product_id text PRIMARY KEY,
+    similar frozen<list<frozen<tuple<text, float>>>>,
+    bought_together frozen<list<frozen<tuple<text, float>>>>,
+    generated_at timestamp
+) WITH comment = 'The lists of a product: (product_id, score), best first, in stock or not'
+  AND compaction = {{'class': 'SizeTieredCompactionStrategy'}}
+  AND compression = {{'class': 'LZ4Compressor', 'chunk_length_in_kb': '4'}}
+  AND speculative_retry = '99p'
+"""
+
 # One row a user who asked to be erased.
 #  - done_for is the time (ts) of the erase event that the job has carried out: done is
 #    done_for >= requested_at. No two clocks are compared, and an old event cannot answer for a
@@ -198,6 +213,7 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "create_products": _CREATE_PRODUCTS,
         "create_product_record": _ADD_PRODUCT_RECORD,
         "create_products_by_scope": _CREATE_PRODUCTS_BY_SCOPE,
+        "create_recommendations_by_product": _CREATE_RECOMMENDATIONS_BY_PRODUCT,
         "create_trending": _CREATE_TRENDING,
         "create_erasures": _CREATE_ERASURES,
         # The timestamp (epoch microseconds) is the generation, so that the newest list wins
@@ -265,6 +281,20 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "select_products_in_price_range": (
             "SELECT product_id FROM {keyspace}.products_by_scope"
             " WHERE scope = ? AND price >= ? AND price <= ? LIMIT ?"
+        ),
+        # The timestamp (epoch microseconds) is the generation, as of a user's list.
+        "insert_product_lists": (
+            "INSERT INTO {keyspace}.recommendations_by_product"
+            " (product_id, similar, bought_together, generated_at)"
+            " VALUES (?, ?, ?, ?) USING TIMESTAMP ?"
+        ),
+        "delete_product_lists": (
+            "DELETE FROM {keyspace}.recommendations_by_product USING TIMESTAMP ?"
+            " WHERE product_id = ?"
+        ),
+        "select_product_lists": (
+            "SELECT similar, bought_together, generated_at"
+            " FROM {keyspace}.recommendations_by_product WHERE product_id = ?"
         ),
         "insert_trending": (
             "INSERT INTO {keyspace}.trending (scope, items, generated_at) VALUES (?, ?, ?)"

@@ -49,6 +49,7 @@ from udfs.schemas import (
     ProductChange,
     SaveBatch,
     SavedList,
+    SavedProductList,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,12 +57,14 @@ logger = logging.getLogger(__name__)
 _INT32: Final = struct.Struct(">i")
 _INT64: Final = struct.Struct(">q")
 _UINT32: Final = struct.Struct(">I")
+_FLOAT: Final = struct.Struct(">f")
 # CQL `date` counts days from -5877641-06-23, so that the epoch is 2**31.
 _EPOCH_DAY: Final = 2**31
 _TYPE_BYTES: Final = {name: name.encode() for name in EVENT_TYPES}
 _FLOAT_LENGTH: Final = _INT32.pack(4)
 _INSERT_LIST: Final = "insert_recommendations"
 _INSERT_EVENT: Final = "insert_event"
+_INSERT_PRODUCT_LISTS: Final = "insert_product_lists"
 # The driver counts the rows of a batch in two bytes.
 _MAX_BATCH_ROWS: Final = 65_535
 # What serialising raises for a value that no server could take: a part of a key above 65,535
@@ -159,7 +162,7 @@ class Writer(Protocol):
 
 
 # What a row was made of, to name it where the server refuses it.
-_Source = PendingEvent | SavedList | Write
+_Source = PendingEvent | SavedList | SavedProductList | Write
 
 
 class _Row(NamedTuple):
@@ -262,6 +265,8 @@ class CassandraWriter:
             replica = None if single else self._ring.replica(key)
             self._add(replica, _Row(_INSERT_EVENT, values, size, pending), key)
         self._save_products(batch.products)
+        for one in batch.product_lists:
+            self._add_product_lists(one)
         for objection in batch.objections:
             self._add_bound(Write("delete_recommendations", (objection.at_us, objection.user_id)))
         if batch.unresolved_scope:
@@ -293,6 +298,19 @@ class CassandraWriter:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
         self._ring.refresh()
         self._add_bound(Write("insert_trending", (scope, items, generated_ms)))
+
+    def _add_product_lists(self, saved: SavedProductList) -> None:
+        if not (saved.similar or saved.bought_together):
+            self._add_bound(Write("delete_product_lists", (saved.generated_us, saved.product_id)))
+            return
+        if _INSERT_PRODUCT_LISTS not in self._prepared:
+            self._prepared[_INSERT_PRODUCT_LISTS] = self._prepare(_INSERT_PRODUCT_LISTS)
+        try:
+            values, size = encode_product_lists(saved, self._prefix)
+        except _UNSERIALISABLE as error:
+            self._refuse(saved, error)
+            return
+        self._add_row(_Row(_INSERT_PRODUCT_LISTS, values, size, saved), values[0])
 
     def drain(self) -> WriteReport:
         """Send what is grouped, wait until all of it is acknowledged, and report."""
@@ -558,6 +576,8 @@ class CassandraWriter:
             return
         if isinstance(source, SavedList):
             name, columns = _INSERT_LIST, {**source._asdict(), "scores": source.scores.tolist()}
+        elif isinstance(source, SavedProductList):
+            name, columns = _INSERT_PRODUCT_LISTS, source._asdict()
         else:
             name = source.statement
             names = (column.name for column in self._prepared[name].column_metadata)
@@ -592,7 +612,7 @@ def _as_json(columns: Mapping[str, Any]) -> bytes:
 
 
 def item_prefix(product_id: str) -> bytes:
-    """Serialise what stands before the score of a list item, CQL tuple<text, float, text>.
+    """Serialise what stands before the score of a list item, CQL tuple<text, float, …>.
 
     An element is an int32 length and its bytes; so is the item itself within the list.
     """
@@ -645,6 +665,34 @@ def encode_list(
     ]
     size = len(user) + len(items) + len(space) + len(variant) + len(excluded) + 84
     return values, size
+
+
+def encode_product_lists(
+    saved: SavedProductList, prefix: Callable[[str], bytes] = item_prefix
+) -> tuple[list[bytes], int]:
+    """Serialise the lists of a product in the order of ``insert_product_lists``.
+
+    Args:
+        saved: The lists.
+        prefix: Makes what stands before the score of an item.
+
+    Returns:
+        The CQL values and their size in bytes, with the lengths on the wire.
+    """
+    lists = []
+    for items in (saved.similar, saved.bought_together):
+        parts = [_INT32.pack(len(items))]
+        for product_id, score in items:
+            before = prefix(product_id)
+            parts += (_INT32.pack(len(before) + 4), before, _FLOAT.pack(score))
+        lists.append(b"".join(parts))
+    values = [
+        saved.product_id.encode(),
+        *lists,
+        _INT64.pack(saved.generated_us // 1000),
+        _INT64.pack(saved.generated_us),
+    ]
+    return values, sum(4 + len(value) for value in values)
 
 
 def encode_event(event: Event, variant: str | None = None) -> tuple[list[Any], int]:

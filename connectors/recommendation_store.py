@@ -90,6 +90,17 @@ class TrendingList(msgspec.Struct, frozen=True, gc=False):
     generated_at: int
 
 
+class ListsOfProduct(msgspec.Struct, frozen=True, gc=False):
+    """What is like a product and what is bought with it: (product_id, score), best first.
+
+    They name products whether they are in stock or not; ``generated_at`` is epoch milliseconds.
+    """
+
+    similar: tuple[tuple[str, float], ...]
+    bought_together: tuple[tuple[str, float], ...]
+    generated_at: int
+
+
 class Erasure(msgspec.Struct, frozen=True, gc=False):
     """The state of a user's erasure, times in epoch milliseconds.
 
@@ -245,6 +256,10 @@ class RecommendationStore(Protocol):
         """Return the list of ``scope`` (see `cassandra_schema`); None where there is none."""
         ...
 
+    def lists_of_product(self, product_id: str) -> ListsOfProduct | None:
+        """Return the lists of a product; None where it has none, or none yet."""
+        ...
+
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
     ) -> list[str]:
@@ -319,6 +334,7 @@ class CassandraRecommendationStore:
             self._select_tie = prepare("select_events_of_ts")
             self._select_products = prepare("select_products")
             self._select_trending = prepare("select_trending")
+            self._select_product_lists = prepare("select_product_lists")
             self._select_in_scope = prepare("select_products_in_scope")
             self._select_in_range = prepare("select_products_in_price_range")
             self._select_erasure = prepare("select_erasure")
@@ -403,6 +419,16 @@ class CassandraRecommendationStore:
             return None
         items, generated_at = rows[0]
         return TrendingList(tuple(items or ()), _epoch_ms(generated_at))
+
+    def lists_of_product(self, product_id: str) -> ListsOfProduct | None:
+        """See `RecommendationStore.lists_of_product`."""
+        rows = self._read(self._select_product_lists, (product_id,))
+        if not rows:
+            return None
+        similar, bought_together, generated_at = rows[0]
+        return ListsOfProduct(
+            tuple(similar or ()), tuple(bought_together or ()), _epoch_ms(generated_at)
+        )
 
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int
@@ -585,6 +611,10 @@ class LazyRecommendationStore:
     def trending(self, scope: str) -> TrendingList | None:
         """See `RecommendationStore.trending`."""
         return self._ask(lambda store: store.trending(scope))
+
+    def lists_of_product(self, product_id: str) -> ListsOfProduct | None:
+        """See `RecommendationStore.lists_of_product`."""
+        return self._ask(lambda store: store.lists_of_product(product_id))
 
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int

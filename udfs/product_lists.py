@@ -280,14 +280,18 @@ class ProductLists:
         related: Iterable[int],
         weights: Iterable[float],
     ) -> _Scored:
-        names = (
-            (catalogue.slots.product_id(slot), weight)
+        # Ties by the id: slots are numbered otherwise in another process.
+        best = sorted(
+            (-weight, catalogue.slots.product_id(slot))
             for slot, weight in zip(related, weights, strict=True)
             if slot >= 0 and weight > 0
         )
-        found = [one for one in names if one[0] != product_id and catalogue.knows(one[0])]
-        # Ties by the id: slots are numbered otherwise in another process.
-        return sorted(found, key=lambda one: (-one[1], one[0]))[: self._length]
+        others = (
+            (other, -weight)
+            for weight, other in best
+            if other != product_id and catalogue.knows(other)
+        )
+        return list(islice(others, self._length))
 
     def _nearest(self, catalogue: Products, vectors: dict[str, FloatMatrix]) -> dict[str, _Scored]:
         """Find the nearest products of each vector, the product itself among them, best first."""

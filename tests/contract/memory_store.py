@@ -18,6 +18,7 @@ from connectors.recommendation_store import (
     Erasure,
     EventCursor,
     EventPage,
+    ListsOfProduct,
     RecommendationList,
     StoredEvent,
     StoreError,
@@ -29,6 +30,7 @@ from connectors.recommendation_store import (
     window_start,
 )
 from connectors.request_budget import count_reads
+from udfs.schemas import SavedProductList
 
 
 class InMemoryRecommendationStore:
@@ -42,6 +44,7 @@ class InMemoryRecommendationStore:
         self._events: dict[str, dict[tuple[int, str], StoredEvent]] = {}
         self._products: dict[str, ProductRow] = {}
         self._trending: dict[str, TrendingList] = {}
+        self._product_lists: dict[str, tuple[int, ListsOfProduct | None]] = {}
         self._requested: dict[str, int] = {}
         self._done: dict[str, tuple[int, int]] = {}
         self.reads = 0
@@ -67,6 +70,16 @@ class InMemoryRecommendationStore:
     def save_trending(self, scope: str, found: TrendingList) -> None:
         self._trending[scope] = found
 
+    def save_lists_of_product(self, saved: SavedProductList) -> None:
+        at, _ = self._product_lists.get(saved.product_id, (0, None))
+        if saved.generated_us < at:
+            return
+        found = ListsOfProduct(
+            tuple(saved.similar), tuple(saved.bought_together), saved.generated_us // 1000
+        )
+        empty = not (saved.similar or saved.bought_together)
+        self._product_lists[saved.product_id] = saved.generated_us, None if empty else found
+
     def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
         self._done[user_id] = (done_for, done_at)
 
@@ -78,6 +91,10 @@ class InMemoryRecommendationStore:
     def trending(self, scope: str) -> TrendingList | None:
         self.ping()
         return self._trending.get(scope)
+
+    def lists_of_product(self, product_id: str) -> ListsOfProduct | None:
+        self.ping()
+        return self._product_lists.get(product_id, (0, None))[1]
 
     def products_in(
         self, scope: str, *, least: float | None = None, most: float | None = None, limit: int

@@ -14,11 +14,13 @@ from connectors.recommendation_store import (
     Erasure,
     EventPage,
     InvalidPageTokenError,
+    ListsOfProduct,
     RecommendationList,
     RecommendationStore,
     StoredEvent,
     TrendingList,
 )
+from udfs.schemas import SavedProductList
 
 DAY = 86_400_000
 # 2026-03-10T00:00:00Z
@@ -42,6 +44,8 @@ class Subject(Protocol):
     def save_product(self, old: ProductRow | None, new: ProductRow | None) -> None: ...
 
     def save_trending(self, scope: str, found: TrendingList) -> None: ...
+
+    def save_lists_of_product(self, saved: SavedProductList) -> None: ...
 
     def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None: ...
 
@@ -276,6 +280,31 @@ class StoreContract:
         subject.save_product(None, ProductRow(user, "", "", 1e9, True, NOON))
         scope = catalogue_scope(bucket_of(user))
         assert user in subject.store.products_in(scope, least=1e9, most=1e9, limit=1000)
+
+    def test_lists_of_a_product_come_back_as_saved(self, subject: Subject, user: str) -> None:
+        assert subject.store.lists_of_product(user) is None
+        similar, together = [("b", 1.5), ("é", 0.5)], [("b", 0.5)]
+        subject.save_lists_of_product(SavedProductList(user, similar, together, NOON * 1000))
+        found = ListsOfProduct(tuple(similar), tuple(together), NOON)
+        assert subject.store.lists_of_product(user) == found
+
+    def test_product_can_have_one_of_its_lists(self, subject: Subject, user: str) -> None:
+        subject.save_lists_of_product(SavedProductList(user, [("b", 0.5)], [], NOON * 1000))
+        assert subject.store.lists_of_product(user) == ListsOfProduct((("b", 0.5),), (), NOON)
+
+    def test_newest_lists_of_a_product_win_and_so_does_a_deletion(
+        self, subject: Subject, user: str
+    ) -> None:
+        new, old = (SavedProductList(user, [(at, 0.5)], [], NOON * 1000) for at in ("new", "old"))
+        subject.save_lists_of_product(new._replace(generated_us=NOON * 1000 + 5))
+        subject.save_lists_of_product(old)
+        assert subject.store.lists_of_product(user) == ListsOfProduct((("new", 0.5),), (), NOON)
+        subject.save_lists_of_product(SavedProductList(user, [], [], NOON * 1000 + 4))
+        assert subject.store.lists_of_product(user) is not None
+        subject.save_lists_of_product(SavedProductList(user, [], [], NOON * 1000 + 6))
+        assert subject.store.lists_of_product(user) is None
+        subject.save_lists_of_product(new)
+        assert subject.store.lists_of_product(user) is None
 
     def test_trending_list_comes_back_as_saved(self, subject: Subject, user: str) -> None:
         assert subject.store.trending(user) is None

@@ -8,6 +8,7 @@ from connectors.product_rows import ProductRow
 from connectors.recommendation_store import RecommendationList, StoredEvent, TrendingList
 from tests.contract.memory_store import InMemoryRecommendationStore
 from tests.contract.store_contract import StoreContract
+from udfs.schemas import SavedProductList
 
 
 class MemorySubject:
@@ -28,6 +29,9 @@ class MemorySubject:
 
     def save_trending(self, scope: str, found: TrendingList) -> None:
         self.store.save_trending(scope, found)
+
+    def save_lists_of_product(self, saved: SavedProductList) -> None:
+        self.store.save_lists_of_product(saved)
 
     def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
         self.store.finish_erasure(user_id, done_for, done_at)

@@ -20,6 +20,7 @@ from connectors.recommendation_store import (
     CassandraRecommendationStore,
     Erasure,
     LazyRecommendationStore,
+    ListsOfProduct,
 )
 from local.cassandra_server import CassandraServer
 from local.live import Tables, read_tables
@@ -27,7 +28,13 @@ from local.processes import Guardian, free_ports
 from tests.integration.helpers import eventually
 from tests.unit.builders import event, pending, saved_list
 from udfs import schemas
-from udfs.schemas import Objection, ProductChange, ProductDetails, SaveBatch
+from udfs.schemas import (
+    Objection,
+    ProductChange,
+    ProductDetails,
+    SaveBatch,
+    SavedProductList,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -99,6 +106,24 @@ def details(product_id: str, category: str) -> ProductDetails:
     return ProductDetails(product_id, "t", category, 2.0, True)
 
 
+def test_lists_of_a_product_are_replaced_and_deleted_by_their_times(
+    writer: CassandraWriter, store: CassandraRecommendationStore
+) -> None:
+    at_us = now_ms() * 1000
+
+    def save(similar: list[tuple[str, float]], generated_us: int) -> ListsOfProduct | None:
+        saved = SavedProductList("p", similar, [("é", 0.25)] if similar else [], generated_us)
+        writer.save(SaveBatch(product_lists=[saved]))
+        assert writer.drain().rows == 1
+        return store.lists_of_product("p")
+
+    both = ListsOfProduct((("a", 1.5), ("b", 0.5)), (("é", 0.25),), at_us // 1000)
+    assert save([("a", 1.5), ("b", 0.5)], at_us) == both
+    assert save([("old", 1.0)], at_us - 1) == both
+    assert save([], at_us + 1) is None
+    assert save([("a", 1.5), ("b", 0.5)], at_us + 2) == both
+
+
 class TestRefused:
     """What the server never takes."""
 
@@ -141,6 +166,10 @@ class TestRefused:
                     pending(event("e3", user_id="u1")),
                 ],
                 products=[ProductChange(None, details(long, "c"), 5)],
+                product_lists=[
+                    SavedProductList(long, [("p", 1.0)], [], 5),
+                    SavedProductList(long, [], [], 5),
+                ],
                 objections=[Objection(long, 5)],
                 erasures=[schemas.Erasure(long, 5, now_ms(), now_ms() * 1000)],
                 unresolved=[("p", 1.0)],
@@ -153,6 +182,7 @@ class TestRefused:
             "recommendations_by_user",
             "products",
             "products_by_scope",
+            "recommendations_by_product",
             "trending",
             "events_by_user_day",
         }

@@ -22,6 +22,7 @@ from connectors.recommendation_store import (
     TrendingList,
 )
 from tests.contract.store_contract import StoreContract
+from udfs.schemas import SavedProductList
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +56,14 @@ class CassandraSubject:
 
     def save_trending(self, scope: str, found: TrendingList) -> None:
         self._write("insert_trending", (scope, list(found.items), found.generated_at))
+
+    def save_lists_of_product(self, saved: SavedProductList) -> None:
+        product_id, similar, together, at_us = saved
+        if similar or together:
+            values = (product_id, similar, together, at_us // 1000, at_us)
+            self._write("insert_product_lists", values)
+        else:
+            self._write("delete_product_lists", (at_us, product_id))
 
     def finish_erasure(self, user_id: str, done_for: int, done_at: int) -> None:
         self._write("insert_erasure_done", (user_id, done_for, done_at))

@@ -54,6 +54,7 @@ ROUTES: list[tuple[str, str, str]] = [
     ("GET", "/v1/trending", "lists"),
     ("GET", "/v1/products/p", "lists"),
     ("GET", "/v1/products/p/similar", "lists"),
+    ("GET", "/v1/products/p/bought-together", "lists"),
     ("GET", "/metrics", "metrics"),
     ("POST", "/v1/events", "ingest"),
     ("PUT", "/v1/products/p", "catalogue"),

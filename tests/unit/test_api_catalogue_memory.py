@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,11 @@ def record(product_id: str, title: str = "", *, dimensions: int = 2) -> bytes:
     return encode_product(Product(product_id, "s", [1.0] * dimensions, title))
 
 
+def nearest(memory: CatalogueMemory, count: int) -> set[str]:
+    with memory.vectors() as catalogue:
+        return set(catalogue.search(np.array([[1, 0]], dtype=np.float32), count)[0][0])
+
+
 @given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))))
 def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) -> None:
     memory = CatalogueMemory(10)
@@ -36,10 +42,7 @@ def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) 
             expected[product_id] = title
     found = {one: memory.rows.get(one) for one in IDS}
     assert {one: row.title for one, row in found.items() if row is not None} == expected
-    for one in expected:
-        similar = memory.similar(one, 5)
-        assert similar is not None
-        assert {other.product_id for other in similar} == expected.keys() - {one}
+    assert nearest(memory, 5) == expected.keys()
 
 
 @pytest.mark.parametrize(
@@ -249,9 +252,6 @@ def test_a_space_is_searched_when_it_is_complete_in_every_partition() -> None:
     complete = encode_space_notice(SpaceNotice("new", NOW, 2, complete=True))
     memory.apply(SPACE_KEY.encode(), complete, NOW, 0)
 
-    def nearest() -> list[str]:
-        return [one.product_id for one in memory.similar("p0", 1) or ()]
-
-    assert nearest() == ["p1"]
+    assert nearest(memory, 2) == {"p0", "p1"}
     memory.apply(SPACE_KEY.encode(), complete, NOW, 1)
-    assert nearest() == ["p2"]
+    assert nearest(memory, 2) == {"p0", "p2"}

@@ -92,8 +92,9 @@ class TestMetrics:
         shop = Shop()
         Watch(Client(), None)()
         shop.client.get("/v1/users/u/events")
-        # No catalogue is read here.
+        shop.store.failure = StoreUnavailable("cassandra", "no node answers")
         assert shop.client.get("/v1/products/a/similar").status_code == 503
+        shop.store.failure = None
         assert shop.client.post("/v1/events", json={"nothing": 1}).status_code == 400
         metrics._requests("/v1/events", "POST", 429)
         samples = [

@@ -1,4 +1,4 @@
-"""Products: reads, writes into the catalogue topic, similar ones from memory."""
+"""Products: reads, writes into the catalogue topic, and the lists of one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import pytest
 from api.catalogue_memory import CatalogueMemory
 from api.config import ApiConfig
 from api.products import MAX_PRODUCTS
+from connectors.recommendation_store import StoreUnavailable
 from tests.unit.api_doubles import NOW, Shop, ids, product
 from tests.unit.test_api_routes import assert_problem
 from udfs.query_encoder import encode_texts
-from udfs.schemas import Product, decode_product, encode_product, encode_vector
+from udfs.schemas import (
+    Product,
+    SavedProductList,
+    decode_product,
+    encode_product,
+    encode_vector,
+)
 
 FULL = {
     "title": "Monitor",
@@ -322,37 +329,57 @@ class TestBulk:
         assert_problem(self.post(shop, [{"product_id": "a", "deleted": True}] * count), 400)
 
 
-class TestSimilar:
+class TestLists:
     @pytest.fixture
     def shop(self) -> Shop:
-        memory = CatalogueMemory(5)
-        vectors = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.5, 0.5], "d": [0.0, 1.0]}
-        for name, vector in vectors.items():
-            memory.apply(name.encode(), record(name, vector, in_stock=name != "b"), NOW)
-        memory.caught_up = True
-        return Shop(catalogue=memory)
+        shop = Shop()
+        shop.add(*map(product, "acd"), product("b", in_stock=False))
+        similar = [("b", 1.75), ("c", 1.5), ("gone", 0.9), ("d", 0.8)]
+        shop.store.save_lists_of_product(SavedProductList("a", similar, [("c", 0.5)], NOW * 1000))
+        return shop
 
-    def test_nearest_in_stock_come_first_without_the_product_itself(self, shop: Shop) -> None:
+    def test_similar_in_stock_come_as_saved(self, shop: Shop) -> None:
         body = shop.get("/v1/products/a/similar?limit=5")
-        assert ids(body["items"]) == ["c", "d"]
-        assert body["items"][0]["score"] == pytest.approx(0.5**0.5, abs=1e-6)
-        assert body["items"][0]["source"] == "similar"
+        assert body["product_id"] == "a"
+        assert [(item["product_id"], item["score"]) for item in body["items"]] == [
+            ("c", 1.5), ("d", 0.8),
+        ]  # fmt: skip
+        assert body["items"][0]["source"] == body["items"][0]["reason"] == "similar"
+        assert body["items"][0]["title"] == "The c"
 
-    def test_unknown_product_is_404(self, shop: Shop) -> None:
-        assert_problem(shop.client.get("/v1/products/x/similar"), 404)
+    def test_bought_together(self, shop: Shop) -> None:
+        (item,) = shop.get("/v1/products/a/bought-together")["items"]
+        assert (item["product_id"], item["score"]) == ("c", 0.5)
+        assert (item["source"], item["reason"]) == ("bought_together", "bought together")
 
-    def test_product_that_only_cassandra_knows_has_none_here(self, shop: Shop) -> None:
-        memory = shop.app.extensions["recommender"].catalogue
-        for name in ("e", "f"):
-            memory.apply(name.encode(), record(name, [1.0, 1.0]), NOW)
-        assert memory.skipped == 1
-        shop.add(product("f"))
-        assert_problem(shop.client.get("/v1/products/f/similar"), 503)
+    @pytest.mark.parametrize("name", ["similar", "bought-together"])
+    class TestBoth:
+        def test_list_costs_one_read(self, shop: Shop, name: str) -> None:
+            memory = CatalogueMemory(5)
+            for one in "abcd":
+                memory.apply(one.encode(), record(one, [1.0]), NOW)
+            memory.caught_up = True
+            followed = Shop(catalogue=memory, store=shop.store)
+            reads = shop.store.reads
+            assert ids(followed.get(f"/v1/products/a/{name}")["items"])
+            assert shop.store.reads == reads + 1
 
-    def test_catalogue_that_is_not_read_yet_is_503(self, shop: Shop) -> None:
-        shop.app.extensions["recommender"].catalogue.caught_up = False
-        response = shop.client.get("/v1/products/a/similar")
-        assert_problem(response, 503, type="urn:recommender:problem:similar-unavailable")
+        def test_limit_holds(self, shop: Shop, name: str) -> None:
+            assert ids(shop.get(f"/v1/products/a/{name}?limit=1")["items"]) == ["c"]
+            assert_problem(shop.client.get(f"/v1/products/a/{name}?limit=0"), 400)
 
-    def test_service_without_the_catalogue_says_so(self) -> None:
-        assert_problem(Shop().client.get("/v1/products/a/similar"), 503)
+        def test_known_product_without_a_row_has_an_empty_list(self, shop: Shop, name: str) -> None:
+            assert shop.get(f"/v1/products/d/{name}") == {"product_id": "d", "items": []}
+
+        def test_product_that_is_gone_is_404_also_where_its_row_is_not(
+            self, shop: Shop, name: str
+        ) -> None:
+            assert_problem(shop.client.get(f"/v1/products/x/{name}"), 404)
+            saved = SavedProductList("x", [("a", 1.0)], [("a", 1.0)], 1)
+            shop.store.save_lists_of_product(saved)
+            assert_problem(shop.client.get(f"/v1/products/x/{name}"), 404)
+
+        def test_store_that_is_away_is_503(self, shop: Shop, name: str) -> None:
+            shop.store.failure = StoreUnavailable("cassandra", "no node answers")
+            response = shop.client.get(f"/v1/products/a/{name}")
+            assert_problem(response, 503, type="urn:recommender:problem:store-unavailable")

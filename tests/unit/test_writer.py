@@ -45,6 +45,7 @@ from connectors.cassandra_writer import (
     WriterConfig,
     encode_event,
     encode_list,
+    encode_product_lists,
     item_prefix,
 )
 from connectors.patience import WaitInterruptedError
@@ -58,10 +59,12 @@ from udfs.schemas import (
     ProductChange,
     ProductDetails,
     SaveBatch,
+    SavedProductList,
 )
 
 PROTOCOL = 5
 ITEMS = lookup_casstype("ListType(FrozenType(TupleType(UTF8Type, FloatType, UTF8Type)))")
+PAIRS = lookup_casstype("ListType(FrozenType(TupleType(UTF8Type, FloatType)))")
 TEXTS = lookup_casstype("ListType(UTF8Type)")
 TEXT, BIGINT, TIMESTAMP, INT, DATE = map(
     lookup_casstype, ("UTF8Type", "LongType", "TimestampType", "Int32Type", "SimpleDateType")
@@ -120,6 +123,30 @@ def test_list_is_serialised_as_the_driver_does(
     # The driver reads times as float seconds.
     read = TIMESTAMP.deserialize(values[3], PROTOCOL)
     assert abs(read - utc(event_ms)) <= dt.timedelta(milliseconds=1)
+    assert size >= sum(4 + len(value) for value in values)
+
+
+@given(
+    texts,
+    st.lists(st.tuples(texts, st.floats(-1, 3, width=32)), max_size=20),
+    st.lists(st.tuples(texts, st.floats(-1, 3, width=32)), max_size=20),
+    st.integers(0, MAX_TIMESTAMP_MS),
+)
+def test_lists_of_a_product_are_serialised_as_the_driver_does(
+    product_id: str,
+    similar: list[tuple[str, float]],
+    together: list[tuple[str, float]],
+    generated_us: int,
+) -> None:
+    saved = SavedProductList(product_id, similar, together, generated_us)
+    values, size = encode_product_lists(saved)
+    assert values == [
+        TEXT.serialize(product_id, PROTOCOL),
+        PAIRS.serialize(similar, PROTOCOL),
+        PAIRS.serialize(together, PROTOCOL),
+        TIMESTAMP.serialize(generated_us // 1000, PROTOCOL),
+        BIGINT.serialize(generated_us, PROTOCOL),
+    ]
     assert size >= sum(4 + len(value) for value in values)
 
 
@@ -225,7 +252,10 @@ class Server:
         rows, bound = [], []
         for prepared, query_id, values in batch._statements_and_parameters:
             assert prepared
-            if query_id == b"insert recommendations_by_user":
+            if query_id in (
+                b"insert recommendations_by_user",
+                b"insert recommendations_by_product",
+            ):
                 rows.append(values[0].decode())
             elif query_id == b"insert events_by_user_day":
                 rows.append(values[3].decode().partition("\x1f")[0])
@@ -459,6 +489,8 @@ EVERY_KIND = {
     "event": SaveBatch(events=[pending(event())]),
     "list": SaveBatch(lists=[saved_list()]),
     "product": SaveBatch(products=[ProductChange(None, product("p"), 5)]),
+    "lists of a product": SaveBatch(product_lists=[SavedProductList("p", [("q", 0.5)], [], 5)]),
+    "product without lists": SaveBatch(product_lists=[SavedProductList("p", [], [], 5)]),
     "erasure": SaveBatch(erasures=[Erasure("u", 1, 1, 2)]),
     "objection": SaveBatch(objections=[Objection("u", 2)]),
     "unresolved": SaveBatch(unresolved=[("p", 1.0)], unresolved_scope="unresolved:0"),
@@ -547,15 +579,20 @@ def test_what_cannot_be_serialised_is_refused_and_the_others_are_saved(
             lists=[saved_list(no_utf8), saved_list("u2")],
             events=[pending(event("e1", session_id=no_utf8)), pending(event("e2"))],
             products=[ProductChange(None, product("p1", "c" * 70_000), 5)],
+            product_lists=[
+                SavedProductList("p1", [(no_utf8, 0.5)], [], 5),
+                SavedProductList("p2", [("p1", 0.5)], [], 5),
+            ],
             objections=[Objection("u" * 70_000, 9)],
         )
     )
     report = made.drain()
-    assert {"u2", "e2"} <= set(server.rows)
+    assert {"u2", "e2", "p2"} <= set(server.rows)
     assert [refused.pending.event.event_id for refused in report.refused] == ["e1"]
     refused_tables = [row.table for row in report.refused_rows]
     assert refused_tables == [
-        "recommendations_by_user", "products_by_scope", "products", "recommendations_by_user",
+        "recommendations_by_user", "products_by_scope", "products", "recommendations_by_product",
+        "recommendations_by_user",
     ]  # fmt: skip
     assert slept == []
 

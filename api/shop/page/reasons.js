@@ -14,6 +14,7 @@ const SENTENCES = [
   [/^in the catalogue$/, () => "From the whole shop, to begin with"],
   [/^in (.+)$/s, (it) => `From ${readable(it)}`],
   [/^similar$/, () => "Similar"],
+  [/^bought together$/, () => "Bought with it"],
 ];
 
 /**
