@@ -13,8 +13,8 @@ from pyflink.common.typeinfo import TypeInformation
 from pyflink.datastream import KeyedProcessFunction, ProcessFunction, RuntimeContext
 from pyflink.datastream.state import ValueStateDescriptor
 
-from connectors.cassandra_sink import close_writer, open_writer
 from connectors.cassandra_writer import WriteReport
+from connectors.task_thread import close_writer, open_writer
 from udfs.metrics import METRIC_GROUP
 from udfs.trending import Items, TrendingConfig, current, parse_items, scaled
 

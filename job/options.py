@@ -13,6 +13,7 @@ from connectors.cassandra_schema import MAX_LIST_TTL_DAYS, SECONDS_A_DAY
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
+from connectors.librdkafka import librdkafka_settings
 from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
@@ -49,6 +50,17 @@ class JobOptions:
     catalogue_topic: str = "catalogue"
     dead_letters_topic: str = "dead-letters"
     topic_check: str = TOPIC_CHECKS[0]
+    librdkafka_properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What librdkafka is told beside or instead of what is translated of ``kafka``."""
+
+    def librdkafka(self) -> dict[str, str]:
+        """Return the settings of what reads whole topics.
+
+        Raises:
+            ValueError: A property of Kafka has no translation.
+        """
+        kafka = self.kafka
+        return librdkafka_settings(kafka.bootstrap, kafka.properties, self.librdkafka_properties)
 
 
 def _hosts(text: str) -> tuple[str, ...]:
@@ -78,6 +90,21 @@ def _secret(option: str, file: Path) -> str:
         msg = f"--{option}: {file} is empty"
         raise OptionError(msg)
     return text
+
+
+def _properties(
+    client: str, values: Sequence[tuple[str, str]], files: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Read the properties of a client of Kafka."""
+    properties = dict(values)
+    for name in properties:
+        if _SECRET.search(name):
+            option = f"--{client}-property"
+            msg = f"{option} {name}: Flink logs its command line; {option}-file"
+            raise OptionError(msg)
+    for name, file in files:
+        properties[name] = _secret(f"{client}-property-file {name}", Path(file))
+    return properties
 
 
 def _placeholders(text: str) -> frozenset[str]:
@@ -146,23 +173,31 @@ def parser() -> argparse.ArgumentParser:
     group = result.add_argument_group("Kafka")
     add(group, "kafka-bootstrap", str, kafka.bootstrap, "bootstrap servers, host:port[,…]")
     add(group, "kafka-group", str, kafka.group_id, "consumer group for committed offsets")
-    group.add_argument(
-        "--kafka-property",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="further client property (repeatable), such as security.protocol=SASL_SSL",
-    )
-    group.add_argument(
-        "--kafka-property-file",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="the same with its value in a file that the client reads: for secrets, such as"
-        " sasl.jaas.config=/run/secrets/kafka-jaas",
-    )
+    for client, what, secret in (
+        ("kafka", "further client property", "sasl.jaas.config=/run/secrets/kafka-jaas"),
+        (
+            "librdkafka",
+            "property of librdkafka, which reads topics whole, instead of the client's translated",
+            "sasl.password=/run/secrets/kafka-password",
+        ),
+    ):
+        group.add_argument(
+            f"--{client}-property",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"{what} (repeatable), such as security.protocol=SASL_SSL",
+        )
+        group.add_argument(
+            f"--{client}-property-file",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=FILE",
+            help="the same with its value in a file that the client reads: for secrets, such as"
+            f" {secret}",
+        )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
     add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
@@ -404,13 +439,12 @@ def parse(arguments: Sequence[str]) -> JobOptions:
     password = None
     if given.cassandra_password_file is not None:
         password = _secret("cassandra-password-file", given.cassandra_password_file)
-    properties = dict(given.kafka_property)
-    for name in properties:
-        if _SECRET.search(name):
-            msg = f"--kafka-property {name}: Flink logs its command line; --kafka-property-file"
-            raise OptionError(msg)
-    for name, file in given.kafka_property_file:
-        properties[name] = _secret(f"kafka-property-file {name}", Path(file))
+    properties, librdkafka = (
+        _properties(
+            client, getattr(given, f"{client}_property"), getattr(given, f"{client}_property_file")
+        )
+        for client in ("kafka", "librdkafka")
+    )
     try:
         profile = ProfileConfig(
             weights={**ProfileConfig().weights, **dict(given.weight)},
@@ -421,7 +455,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
             Variant(name, share, _ranking_of(name, settings, ranking))
             for name, share, settings in given.variant
         )
-        return JobOptions(
+        options = JobOptions(
             kafka=KafkaOptions(given.kafka_bootstrap, given.kafka_group, properties),
             cassandra=CassandraOptions(
                 hosts=given.cassandra_hosts,
@@ -460,12 +494,22 @@ def parse(arguments: Sequence[str]) -> JobOptions:
             trending=TrendingConfig(
                 given.trending_half_life_hours, given.trending_length, given.trending_duplicate_s
             ),
+            librdkafka_properties=librdkafka,
             **_same_names(
-                given, JobOptions, "kafka", "cassandra", "writer", "recommender", "trending"
+                given,
+                JobOptions,
+                "kafka",
+                "cassandra",
+                "writer",
+                "recommender",
+                "trending",
+                "librdkafka_properties",
             ),
         )
+        options.librdkafka()  # what has no translation is refused now and not on a TaskManager
     except ValueError as error:
         raise OptionError(str(error)) from error
+    return options
 
 
 def _same_names(given: argparse.Namespace, kind: type, *without: str) -> dict[str, Any]:

@@ -255,14 +255,17 @@ def test_the_job_understands_its_arguments(tmp_path: Path) -> None:
     (mounted,) = (one for one in container["volumeMounts"] if one["name"] == "secrets")
     volumes = DEPLOYMENT["podTemplate"]["spec"]["volumes"]
     (volume,) = (one for one in volumes if one["name"] == "secrets")
+    jaas = 'org.example.ScramLoginModule required username="me" password="secret";'
     for item in volume["secret"]["items"]:
-        (tmp_path / item["path"]).write_text(f"the value of {item['key']}")
+        text = jaas if item["key"] == "kafka-jaas" else f"the value of {item['key']}"
+        (tmp_path / item["path"]).write_text(text)
     here = [one.replace(mounted["mountPath"], str(tmp_path)) for one in arguments[script + 1 :]]
 
     options = parse(here)
 
     assert options.cassandra.password == "the value of cassandra-password"
-    assert options.kafka.properties["sasl.jaas.config"] == "the value of kafka-jaas"
+    assert options.kafka.properties["sasl.jaas.config"] == jaas
+    assert options.librdkafka()["sasl.password"] == "secret"
 
 
 def test_the_service_understands_its_variables(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ CASES = [
     ("kafka-bootstrap", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ("kafka-group", "g", "kafka.group_id", "g"),
     ("kafka-property", "client.rack=a=b", "kafka.properties", {"client.rack": "a=b"}),
+    ("librdkafka-property", "client.id=a", "librdkafka_properties", {"client.id": "a"}),
     ("experiment", "e", "recommender.recommend.experiment.name", "e"),
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
@@ -75,6 +76,7 @@ OTHERS = {
     "variant",
     "weight",
     "kafka-property-file",
+    "librdkafka-property-file",
     "cassandra-username",
     "cassandra-password-file",
     "help",
@@ -255,24 +257,42 @@ def test_no_option_takes_a_password() -> None:
     assert [name for name in known if "password" in name] == ["--cassandra-password-file"]
 
 
+@pytest.mark.parametrize("client", ["kafka", "librdkafka"])
 @pytest.mark.parametrize(
-    "name", ["sasl.jaas.config", "ssl.key.password", "ssl.keystore.key", "oauth.client.secret"]
+    "name", ["sasl.password.jaas", "ssl.key.password", "ssl.keystore.key", "oauth.client.secret"]
 )
-def test_a_secret_of_kafka_comes_from_a_file(name: str, tmp_path: Path) -> None:
+def test_a_secret_of_kafka_comes_from_a_file(client: str, name: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("a=hunter2;\n")
-    arguments = ["--kafka-property", "a=1", "--kafka-property-file", f"{name}={file}"]
+    own = ["--librdkafka-property", "sasl.mechanism=OAUTHBEARER"]
+    arguments = [f"--{client}-property", "a=1", f"--{client}-property-file", f"{name}={file}"]
 
-    options = parse(arguments)
+    options = parse(own + arguments)
 
-    assert options.kafka.properties == {"a": "1", name: "a=hunter2;"}
+    told = {"a": "1", name: "a=hunter2;"}
+    if client == "kafka":
+        assert options.kafka.properties == told
+    else:
+        assert options.librdkafka_properties == {"sasl.mechanism": "OAUTHBEARER", **told}
+        assert options.librdkafka().items() > told.items()
     assert "hunter2" not in repr(options)
     # Flink logs its command line.
-    with pytest.raises(OptionError, match=rf"{name}: .*--kafka-property-file"):
-        parse(["--kafka-property", f"{name}=a=hunter2;"])
+    with pytest.raises(OptionError, match=rf"{name}: .*--{client}-property-file"):
+        parse([f"--{client}-property", f"{name}=a=hunter2;"])
     file.unlink()
     with pytest.raises(OptionError, match=rf"{name}: .*cannot be read"):
         parse(arguments)
+
+
+def test_a_property_that_librdkafka_cannot_have_is_named_at_submission() -> None:
+    kerberos = ["--kafka-property", "sasl.mechanism=GSSAPI"]
+    with pytest.raises(OptionError, match=r"sasl.mechanism GSSAPI.*--librdkafka-property"):
+        parse(kerberos)
+    options = parse([*kerberos, "--librdkafka-property", "sasl.mechanism=GSSAPI"])
+    assert options.librdkafka() == {
+        "bootstrap.servers": "127.0.0.1:9092",
+        "sasl.mechanism": "GSSAPI",
+    }
 
 
 def test_lists_are_kept_as_long_as_profiles_and_the_job_knows_how_the_service_reads() -> None:

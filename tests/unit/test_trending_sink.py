@@ -10,7 +10,7 @@ from pyflink.common import Row, RowKind
 
 from connectors.cassandra_writer import RefusedRow, WriteReport
 from connectors.trending_sink import NO_EPOCH, ListChanges, TrendingSink
-from tests.unit.test_cassandra_sink import Metrics
+from tests.unit.test_saver import Metrics
 from udfs.trending import Items, TrendingConfig
 
 CONFIG = TrendingConfig(half_life_hours=1)

@@ -1,26 +1,21 @@
-"""The sink operator: saves, drains at the end of a tick, passes on what is refused."""
+"""The saver: it saves, drains at the end of a tick, and returns what is refused."""
 
 from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connectors.cassandra_sink import (
-    CassandraSink,
-    close_orphans,
-    close_writer,
-    open_writer,
-    task_interrupted,
-)
 from connectors.cassandra_writer import RefusedEvent, RefusedRow, WriteReport
+from connectors.saver import Saver
+from connectors.task_thread import close_orphans, close_writer, open_writer, task_interrupted
 from local.processes import wait_until
 from tests.unit.builders import NOW_MS, event, event_json, pending
 from udfs.catalogue import Catalogue
-from udfs.memory import by_reference
 from udfs.recommend import RecommendConfig, Touched, recommend
 from udfs.schemas import DeadLetter, Origin, Reason, SaveBatch, decode_event
 
@@ -77,78 +72,52 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def sink(writer: RecordingWriter, metrics: Metrics) -> CassandraSink:
-    made = CassandraSink(lambda: writer, "clicks")
-    made.open(metrics)
-    return made
+def saver(writer: RecordingWriter, metrics: Metrics) -> Iterator[Saver]:
+    made = Saver(lambda: writer, "clicks", metrics)
+    yield made
+    made.close()
 
 
-def process(sink: CassandraSink, value: Any) -> list[Any]:
-    return list(sink.process_element(value, None))
-
-
-def test_only_the_last_batch_of_a_tick_is_waited_for(
-    sink: CassandraSink, writer: RecordingWriter
-) -> None:
+def test_only_the_last_batch_of_a_tick_is_waited_for(saver: Saver, writer: RecordingWriter) -> None:
     first, second = SaveBatch(last=False), SaveBatch()
-    assert process(sink, first) == []
+    assert saver.save(first) == []
     assert writer.calls == [first]
-    assert process(sink, second) == []
+    assert saver.save(second) == []
     assert writer.calls == [first, second, "drain"]
 
 
-def test_batch_by_reference_is_saved(sink: CassandraSink, writer: RecordingWriter) -> None:
-    batch = SaveBatch(events=[pending(event())])
-    with by_reference(batch) as reference:
-        process(sink, reference)
-    assert writer.calls[0] is batch
-
-
-@pytest.mark.parametrize("payload", [b"\xff{", b"", None])
-def test_dead_letter_passes_whole_with_its_headers(
-    sink: CassandraSink, writer: RecordingWriter, payload: bytes | None
-) -> None:
-    letter = DeadLetter("events", "\xff\xe9", payload, Reason.NOT_JSON, "d" * 5000, Origin(3, 9))
-    (row,) = process(sink, letter)
-    assert (row[0], row[1]) == (b"\xff\xe9", payload)
-    headers = {name: value.decode() for name, value in row[2].items()}
-    assert headers.pop("failed_at").isdigit()
-    assert headers == {
-        "reason": "not_json", "detail": "d" * 1000, "topic": "events", "partition": "3",
-        "offset": "9", "timestamp": "0",
-    }  # fmt: skip
-    assert writer.calls == []
-
-
 def test_refused_event_becomes_a_dead_letter_as_it_came(
-    sink: CassandraSink, writer: RecordingWriter, metrics: Metrics
+    saver: Saver, writer: RecordingWriter, metrics: Metrics
 ) -> None:
     payload = event_json(user_id="ü漢")
     made = pending(event(user_id="ü漢"), payload, offset=42)
     writer.report = WriteReport(refused=[RefusedEvent(made, "key too long")], retries=2, rows=5)
-    (row,) = process(sink, SaveBatch(events=[made]))
-    assert (row[0], row[1]) == ("ü漢".encode(), payload)
-    assert row[2]["reason"] == b"refused_by_cassandra"
-    assert row[2]["detail"] == b"key too long"
-    assert (row[2]["topic"], row[2]["partition"], row[2]["offset"]) == (b"clicks", b"0", b"42")
+    key = "ü漢".encode().decode("latin-1")
+    assert saver.save(SaveBatch(events=[made])) == [
+        DeadLetter("clicks", key, payload, Reason.REFUSED, "key too long", Origin(0, 42))
+    ]
     counts = {name: counter.value for name, counter in metrics.counters.items()}
     assert (counts["write_retries"], counts["rows_written"]) == (2, 5)
     assert counts["refused_events"] == 1
-    assert process(sink, SaveBatch()) == []
+    assert saver.save(SaveBatch()) == []
 
 
 def test_refused_row_of_another_kind_becomes_a_dead_letter_that_is_not_of_kafka(
-    sink: CassandraSink, writer: RecordingWriter, metrics: Metrics
+    saver: Saver, writer: RecordingWriter, metrics: Metrics
 ) -> None:
     row = RefusedRow("products_by_scope", "ü1", b'{"scope":"x"}', "key too long")
     writer.report = WriteReport(refused_rows=[row], reconnects=2, erasures_unconfirmed=3)
-    (letter,) = process(sink, SaveBatch())
-    assert (letter[0], letter[1]) == ("ü1".encode(), b'{"scope":"x"}')
-    headers = letter[2]
-    assert headers["reason"] == b"refused_by_cassandra"
-    assert headers["detail"] == b"key too long"
-    assert headers["topic"] == b"cassandra:products_by_scope"
-    assert (headers["partition"], headers["offset"]) == (b"-1", b"-1")
+    key = "ü1".encode().decode("latin-1")
+    assert saver.save(SaveBatch()) == [
+        DeadLetter(
+            "cassandra:products_by_scope",
+            key,
+            b'{"scope":"x"}',
+            Reason.REFUSED,
+            "key too long",
+            Origin(-1, -1),
+        )
+    ]
     counts = {name: counter.value for name, counter in metrics.counters.items()}
     assert (counts["refused_rows"], counts["reconnects"]) == (1, 2)
     assert counts["erasures_unconfirmed"] == 3
@@ -160,19 +129,19 @@ def test_without_a_java_thread_nothing_is_interrupted() -> None:
 
 
 def test_freshness_is_from_event_time_to_acknowledgement(
-    sink: CassandraSink, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    saver: Saver, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connectors.cassandra_sink.time.time_ns", lambda: 10_000 * 1_000_000)
+    monkeypatch.setattr("connectors.saver.time.time_ns", lambda: 10_000 * 1_000_000)
     # Of an unfinished tick, then of its last batch.
-    process(sink, SaveBatch(events=[pending(event(ts=9_000))], last=False))
+    saver.save(SaveBatch(events=[pending(event(ts=9_000))], last=False))
     assert metrics.counters["freshness_p50_ms"].value == 0
-    process(sink, SaveBatch(events=[pending(event(ts=9_600))] * 2))
+    saver.save(SaveBatch(events=[pending(event(ts=9_600))] * 2))
     assert metrics.counters["freshness_p50_ms"].value == 400
     assert metrics.counters["freshness_p99_ms"].value == pytest.approx(988)
 
 
-def test_failure_of_the_writer_fails_the_operator(
-    sink: CassandraSink, writer: RecordingWriter, monkeypatch: pytest.MonkeyPatch
+def test_failure_of_the_writer_fails_the_call(
+    saver: Saver, writer: RecordingWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> WriteReport:
         msg = "refused a list"
@@ -180,15 +149,11 @@ def test_failure_of_the_writer_fails_the_operator(
 
     monkeypatch.setattr(writer, "drain", fail)
     with pytest.raises(RuntimeError, match="refused a list"):
-        process(sink, SaveBatch())
+        saver.save(SaveBatch())
 
 
-def test_close_closes_the_writer_and_survives_a_failed_open(
-    sink: CassandraSink, writer: RecordingWriter
-) -> None:
-    sink.close()
-    assert writer.calls == ["close"]
-    CassandraSink(lambda: writer, "events").close()
+def test_close_closes_the_writer(saver: Saver, writer: RecordingWriter) -> None:
+    saver.close()
     assert writer.calls == ["close"]
 
 
@@ -244,7 +209,7 @@ class TestOrphans:
 
 
 def test_refused_event_is_saved_when_its_letter_is_sent_back(
-    sink: CassandraSink, writer: RecordingWriter
+    saver: Saver, writer: RecordingWriter
 ) -> None:
     """As the runbook says: mend the schema, then replay; the profile has moved already."""
     user = Touched("u", None)
@@ -257,12 +222,12 @@ def test_refused_event_is_saved_when_its_letter_is_sent_back(
 
     first = take(b"u", event_json())
     writer.report = WriteReport(refused=[RefusedEvent(first.events[0], "Unknown identifier")])
-    (letter,) = process(sink, first)
+    (letter,) = saver.save(first)
 
-    replayed = take(letter[0], letter[1])
+    replayed = take(letter.key.encode("latin-1"), letter.payload or b"")
     assert (replayed.events, replayed.duplicates) == (first.events, 1)
     assert replayed.updates == 0
-    assert process(sink, replayed) == []
+    assert saver.save(replayed) == []
     assert writer.calls[-2] is replayed
 
     # A retry whose client took the time anew would be a second row.
