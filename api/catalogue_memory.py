@@ -84,7 +84,6 @@ class CatalogueMemory:
             with self._lock:
                 self._vectors.load(waiting.values(), (), self._switch)
             self._waiting = None
-            self.changes += 1
         self._caught_up = caught_up
 
     @property
