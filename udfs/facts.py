@@ -1,48 +1,57 @@
 """What the catalogue knows of products beside their vectors, as arrays that a lookup can gather.
 
 Addressed by slot (:class:`udfs.index.SlotTable`), so that a list of related products may name one
-that is not there yet.
+that is not there yet. What the shop says of a product and what was learned of it come and go each
+by itself.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.index import SlotTable
-from udfs.schemas import Product
+from udfs.index import Numbering, SlotTable, gathered, lengthen
+from udfs.product_record import RelatedRow
 
 Floats = NDArray[np.float32]
 Slots = NDArray[np.int32]
 
 NOWHERE: Final = -1
 _LONGEST_DAYS: Final = 1e30
-# Rows of the related products that are walked at once, so that masks stay small.
+# Rows of the related products that are walked at once, so that what is made of them stays small.
 _ROWS_AT_ONCE: Final = 65_536
+_LATEST_S: Final = 2**32 - 1
+_ABSENT: Final = np.uint32(0)
 
 
 class ProductFacts:
-    """Category, related products and rebuy times by slot.
+    """Category, first sight, related products and rebuy times by slot.
 
     The related products are two matrices as wide as the longest list, padded with ``NOWHERE`` and
-    0: gathering those of many interactions is one operation. At 100,000 products with 50 each they
-    take 40 MB.
+    0: gathering those of many interactions is one operation. A product with 50 takes 300 bytes:
+    slots are int32, weights float16.
     """
 
     def __init__(self, slots: SlotTable) -> None:
         """Make an empty store over a table of slots."""
         self._slots = slots
         self._related: Slots = np.zeros((0, 0), dtype=np.int32)
-        self._weights: Floats = np.zeros((0, 0), dtype=np.float32)
-        self._repeats: Floats = np.zeros(0, dtype=np.float32)
+        self._weights: NDArray[np.float16] = np.zeros((0, 0), dtype=np.float16)
+        self._repeats: NDArray[np.float16] = np.zeros(0, dtype=np.float16)
         self._rebuy_days: Floats = np.zeros(0, dtype=np.float32)
-        self._rebuy_shares: Floats = np.zeros(0, dtype=np.float32)
+        self._rebuy_shares: NDArray[np.float16] = np.zeros(0, dtype=np.float16)
         self._categories: Slots = np.zeros(0, dtype=np.int32)
-        self._first_seen_ms: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._category_names: list[str] = []
-        self._category_numbers: dict[str, int] = {"": NOWHERE}
+        self._first_seen_s: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
+        self._numbering = Numbering()
+        # Second of the first sight and slot in one integer a product, ascending once it is sorted.
+        self._sights = array("Q")
+        self._is_sorted = True
 
     @property
     def width(self) -> int:
@@ -52,123 +61,147 @@ class ProductFacts:
     @property
     def category_count(self) -> int:
         """Number of categories so far, those included that no product has any more."""
-        return len(self._category_names)
+        return len(self._numbering)
 
-    def put(self, product: Product, seen_ms: int = 0) -> None:
-        """Store what a product says of itself, in place of what it said before.
+    def put(self, slots: Slots, categories: Sequence[str], first_seen_ms: Sequence[int]) -> None:
+        """Store what products say of themselves, in place of what they said before.
 
         Args:
-            product: The product.
-            seen_ms: Now, epoch milliseconds; counts where the product was not there before.
+            slots: Distinct slots, shape (n,).
+            categories: Their categories; empty where there is none.
+            first_seen_ms: When each was first seen, epoch milliseconds.
         """
-        slot = self._slots.add(product.product_id)
-        related = dict(product.related or {})
-        repeat = related.pop(product.product_id, 0.0)
-        others = [self._slots.add(other) for other in related]
-        self._make_room(len(self._slots), len(others))
-        self._related[slot] = NOWHERE
-        self._weights[slot] = 0
-        self._related[slot, : len(others)] = others
-        self._weights[slot, : len(others)] = list(related.values())
-        self._repeats[slot] = repeat
-        days = product.rebuy_days
-        # What is beyond float32 is never, too.
-        self._rebuy_days[slot] = np.inf if days is None or days > _LONGEST_DAYS else days
-        self._rebuy_shares[slot] = product.rebuy_share
-        number = self._category_numbers.setdefault(product.category, len(self._category_names))
-        if number == len(self._category_names):
-            self._category_names.append(product.category)
-        self._categories[slot] = number
-        if not self._first_seen_ms[slot]:
-            self._first_seen_ms[slot] = seen_ms
+        last = int(slots.max(initial=-1)) + 1
+        lengthen(self._categories, last, NOWHERE)
+        lengthen(self._first_seen_s, last)
+        numbers = self._numbering.of(categories)
+        none = self._numbering.get("", NOWHERE)
+        self._categories[slots] = np.where(numbers == none, NOWHERE, numbers)
+        seen = np.clip(np.array(first_seen_ms, dtype=np.int64) // 1000, 1, _LATEST_S)
+        changed = np.flatnonzero(self._first_seen_s[slots] != seen)
+        self._forget_sights(slots[changed])
+        self._first_seen_s[slots] = seen
+        self._add_sights(_sights(seen[changed], slots[changed]))
 
-    def remove(self, product_id: str) -> None:
-        """Forget a product; it may still be named by others."""
-        slot = self._slots.get(product_id)
-        if not 0 <= slot < len(self._repeats):
-            return
-        self._related[slot] = NOWHERE
-        self._weights[slot] = 0
-        self._repeats[slot] = 0
-        self._rebuy_days[slot] = np.inf
-        self._rebuy_shares[slot] = 0
-        self._categories[slot] = NOWHERE
-        self._first_seen_ms[slot] = 0
+    def remove(self, slot: int) -> None:
+        """Forget what a product said of itself; what was learned of it stays."""
+        if 0 <= slot < len(self._categories):
+            self._categories[slot] = NOWHERE
+            self._forget_sights(np.array([slot], dtype=np.int32))
 
-    def first_seen_ms(self, product_id: str) -> int:
-        """Time of a product's first sight, epoch milliseconds; 0 where it is not known."""
-        slot = self._slots.get(product_id)
-        return int(self._first_seen_ms[slot]) if 0 <= slot < len(self._first_seen_ms) else 0
-
-    def seen_since(self, since_ms: int) -> NDArray[np.intp]:
-        """Slots of the products first seen after a time, epoch milliseconds, the newest first."""
-        slots = np.flatnonzero(self._first_seen_ms > since_ms)
-        return slots[np.argsort(-self._first_seen_ms[slots], kind="stable")]
-
-    def product(self, product_id: str) -> Product:
-        """Say of a product what :meth:`put` stored, and nothing of its texts and vectors."""
-        slot = self._slots.get(product_id)
-        if not 0 <= slot < len(self._repeats):
-            return Product(product_id, "", "")
-        related = {
-            self._slots.product_id(other): weight
-            for other, weight in zip(
-                self._related[slot].tolist(), self._weights[slot].tolist(), strict=True
-            )
-            if other != NOWHERE
-        }
-        if self._repeats[slot]:
-            related[product_id] = float(self._repeats[slot])
-        days = float(self._rebuy_days[slot])
-        category = int(self._categories[slot])
-        return Product(
-            product_id,
-            "",
-            "",
-            category="" if category == NOWHERE else self._category_names[category],
-            related=related or None,
-            rebuy_days=None if days == np.inf else days,
-            rebuy_share=float(self._rebuy_shares[slot]),
+    def put_related(self, rows: Sequence[RelatedRow]) -> None:
+        """Store what was learned of distinct products, in place of what was known before."""
+        count = len(rows)
+        slots = self._slots.extend([row.product_id for row in rows])
+        lengths = np.fromiter((len(row.related) for row in rows), np.int64, count)
+        others = self._slots.extend(list(chain.from_iterable(row.related for row in rows)))
+        weights = np.fromiter(
+            chain.from_iterable(row.related.values() for row in rows), np.float16, len(others)
         )
+        owners = np.repeat(np.arange(count), lengths)
+        own = others == slots[owners]
+        repeats = np.zeros(count, dtype=np.float16)
+        repeats[owners[own]] = weights[own]
+        owners, others, weights = owners[~own], others[~own], weights[~own]
+        lengths = np.bincount(owners, minlength=count)
+        self._make_room(int(slots.max(initial=-1)) + 1, int(lengths.max(initial=0)))
+        places = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self._related[slots] = NOWHERE
+        self._weights[slots] = 0
+        self._related[slots[owners], places] = others
+        self._weights[slots[owners], places] = weights
+        self._repeats[slots] = repeats
+        # What is beyond float32 is never, too.
+        self._rebuy_days[slots] = [
+            np.inf if row.rebuy_days is None or row.rebuy_days > _LONGEST_DAYS else row.rebuy_days
+            for row in rows
+        ]
+        self._rebuy_shares[slots] = [row.rebuy_share for row in rows]
 
-    def related(self, slots: NDArray[np.intp]) -> tuple[Slots, Floats]:
+    def remove_related(self, slot: int) -> None:
+        """Forget what was learned of a product."""
+        if 0 <= slot < len(self._repeats):
+            self._related[slot] = NOWHERE
+            self._weights[slot] = 0
+            self._repeats[slot] = 0
+            self._rebuy_days[slot] = np.inf
+            self._rebuy_shares[slot] = 0
+
+    def newest(
+        self,
+        since_ms: int,
+        limit: int,
+        most: int,
+        kept: Callable[[NDArray[np.intp]], NDArray[np.bool_]],
+    ) -> NDArray[np.intp]:
+        """Find the products first seen after a time, the newest first.
+
+        Args:
+            since_ms: Epoch milliseconds, of which the second counts.
+            limit: The most to return.
+            most: Where more than so many were first seen since, none is returned.
+            kept: Tells which of some slots may be returned.
+
+        Returns:
+            Their slots, shape (at most ``limit``,).
+        """
+        self._sort_sights()
+        since = min(max(0, since_ms // 1000), _LATEST_S)
+        first = bisect_right(self._sights, since << 32 | 0xFFFFFFFF)
+        parts = [np.zeros(0, dtype=np.intp)]
+        end = len(self._sights)
+        if end - first > most:
+            return parts[0]
+        found = 0
+        while end > first and found < limit:
+            start = max(first, end - 4 * limit)
+            keys = np.array(self._sights[start:end])
+            slots = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)[::-1]
+            parts.append(slots[kept(slots)])
+            found += len(parts[-1])
+            end = start
+        return np.concatenate(parts)[:limit]
+
+    def related(self, slots: NDArray[np.integer[Any]]) -> tuple[Slots, Floats]:
         """Related products and their weights for slots (e,): shapes (e, width), padded.
 
-        ``NOWHERE`` and slots without a product have none.
+        ``NOWHERE`` and slots of which nothing was learned have none.
         """
         if not len(self._repeats):
             empty = np.zeros((len(slots), 0))
             return empty.astype(np.int32), empty.astype(np.float32)
-        known = (slots >= 0) & (slots < len(self._repeats))
-        at = np.where(known, slots, 0)
-        related = np.where(known[:, None], self._related[at], NOWHERE)
-        return related, self._weights[at]
+        related = gathered(self._related, slots, NOWHERE)
+        return related, gathered(self._weights, slots, 0).astype(np.float32)
 
-    def has_related(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def has_related(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """Tell which of the slots (e,) have related products."""
         if not self.width:
             return np.zeros(len(slots), dtype=bool)
-        found: NDArray[np.bool_] = _gather(self._related[:, 0], slots, NOWHERE) != NOWHERE
+        found: NDArray[np.bool_] = gathered(self._related[:, 0], slots, NOWHERE) != NOWHERE
         return found
 
-    def repeats(self, slots: NDArray[np.intp]) -> Floats:
+    def repeats(self, slots: NDArray[np.integer[Any]]) -> Floats:
         """Weight of a product for those who have just touched it, shape (e,); 0 where unknown."""
-        return _gather(self._repeats, slots, 0)
+        return gathered(self._repeats, slots, 0).astype(np.float32)
 
-    def rebuys(self, slots: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    def rebuys(self, slots: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
         """Days until a bought product may come back (infinite: never), and its share of rebuys."""
-        days = _gather(self._rebuy_days, slots, np.inf)
-        return days, _gather(self._rebuy_shares, slots, 0)
+        days = gathered(self._rebuy_days, slots, np.inf)
+        return days, gathered(self._rebuy_shares, slots, 0).astype(np.float32)
 
-    def categories(self, slots: NDArray[np.intp]) -> Slots:
+    def categories(self, slots: NDArray[np.integer[Any]]) -> Slots:
         """Number of each product's category; ``NOWHERE`` where it has none."""
-        return _gather(self._categories, slots, NOWHERE)
+        return gathered(self._categories, slots, NOWHERE)
 
-    def mark_related(self, kept: NDArray[np.bool_]) -> None:
-        """Set ``kept``, shape (slots,), where a product names another one."""
+    def mark_named(self, kept: NDArray[np.bool_]) -> None:
+        """Set ``kept``, shape (slots,), where something was learned of a product, or names it."""
         for start in range(0, len(self._related), _ROWS_AT_ONCE):
-            part = self._related[start : start + _ROWS_AT_ONCE]
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            part = self._related[rows]
             kept[part[part != NOWHERE]] = True
+            learned = (part != NOWHERE).any(axis=1) | (self._repeats[rows] != 0)
+            learned |= (self._rebuy_days[rows] != np.inf) | (self._rebuy_shares[rows] != 0)
+            kept[start + np.flatnonzero(learned)] = True
 
     def renumber(self, new: Slots) -> None:
         """Follow the slots to new numbers, see :meth:`SlotTable.keep`, and forget what is unused.
@@ -176,50 +209,68 @@ class ProductFacts:
         Slots keep their order, categories do not.
         """
         rows = np.flatnonzero(new[: len(self._repeats)] >= 0)
-        related, weights = self._related[rows], self._weights[rows]
-        width = int((related != NOWHERE).sum(axis=1).max(initial=0))
-        width = -(-width // 8) * 8
-        related, weights = related[:, :width], weights[:, :width]
-        self._related = np.where(related == NOWHERE, NOWHERE, new[related])
-        self._weights = weights.copy()
+        width = 0
+        # Rows only move towards the front, so that they can do so in place.
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            moving = rows[start : start + _ROWS_AT_ONCE]
+            part = self._related[moving]
+            width = max(width, int((part != NOWHERE).sum(axis=1).max(initial=0)))
+            self._related[start : start + len(moving)] = np.where(part >= 0, new[part], NOWHERE)
+            self._weights[start : start + len(moving)] = self._weights[moving]
+        if width < self.width:
+            self._related = self._related[: len(rows), :width].copy()
+            self._weights = self._weights[: len(rows), :width].copy()
+        else:
+            self._related.resize((len(rows), width), refcheck=False)
+            self._weights.resize((len(rows), width), refcheck=False)
         self._repeats = self._repeats[rows]
         self._rebuy_days = self._rebuy_days[rows]
         self._rebuy_shares = self._rebuy_shares[rows]
-        self._first_seen_ms = self._first_seen_ms[rows]
+        rows = np.flatnonzero(new[: len(self._categories)] >= 0)
+        self._first_seen_s = self._first_seen_s[rows]
+        seen = np.flatnonzero(self._first_seen_s)
+        self._sights = array("Q", _sights(self._first_seen_s[seen], seen).tobytes())
+        self._is_sorted = False
         used, numbers = np.unique(self._categories[rows], return_inverse=True)
         first = int(len(used) > 0 and used[0] == NOWHERE)
         self._categories = (numbers - first).astype(np.int32)
-        self._category_names = [self._category_names[number] for number in used[first:].tolist()]
-        self._category_numbers = {"": NOWHERE} | {
-            name: number for number, name in enumerate(self._category_names)
-        }
+        self._numbering = Numbering(self._numbering.names[at] for at in used[first:].tolist())
+
+    def _forget_sights(self, slots: Slots) -> None:
+        gone = slots[self._first_seen_s[slots] != _ABSENT]
+        if len(gone):
+            self._sort_sights()
+        for sight in _sights(self._first_seen_s[gone], gone).tolist():
+            del self._sights[bisect_left(self._sights, sight)]
+        self._first_seen_s[gone] = _ABSENT
+
+    def _add_sights(self, sights: NDArray[np.uint64]) -> None:
+        if len(sights) == 1 and self._is_sorted:
+            insort(self._sights, int(sights[0]))
+        else:
+            self._sights.frombytes(sights.tobytes())
+            self._is_sorted = self._is_sorted and not len(sights)
+
+    def _sort_sights(self) -> None:
+        if not self._is_sorted:
+            self._sights = array("Q", np.sort(np.array(self._sights)).tobytes())
+            self._is_sorted = True
 
     def _make_room(self, slots: int, width: int) -> None:
-        old, old_width = self._related.shape
-        if slots <= old and width <= old_width:
-            return
-        rows = old if slots <= old else max(1024, slots + slots // 2)
-        columns = old_width if width <= old_width else -(-width // 8) * 8
-        related = np.full((rows, columns), NOWHERE, dtype=np.int32)
-        weights = np.zeros((rows, columns), dtype=np.float32)
-        related[:old, :old_width] = self._related
-        weights[:old, :old_width] = self._weights
-        self._related, self._weights = related, weights
-        more = rows - old
-        self._repeats = np.r_[self._repeats, np.zeros(more, dtype=np.float32)]
-        self._rebuy_days = np.r_[self._rebuy_days, np.full(more, np.inf, dtype=np.float32)]
-        self._rebuy_shares = np.r_[self._rebuy_shares, np.zeros(more, dtype=np.float32)]
-        self._categories = np.r_[self._categories, np.full(more, NOWHERE, dtype=np.int32)]
-        self._first_seen_ms = np.r_[self._first_seen_ms, np.zeros(more, dtype=np.int64)]
+        if width > self.width:
+            old = len(self._related)
+            related = np.full((old, width), NOWHERE, dtype=np.int32)
+            weights = np.zeros((old, width), dtype=np.float16)
+            related[:, : self.width] = self._related
+            weights[:, : self.width] = self._weights
+            self._related, self._weights = related, weights
+        lengthen(self._related, slots, NOWHERE)
+        lengthen(self._weights, slots)
+        lengthen(self._repeats, slots)
+        lengthen(self._rebuy_days, slots, np.inf)
+        lengthen(self._rebuy_shares, slots)
 
 
-_Value = TypeVar("_Value", np.float32, np.int32)
-
-
-def _gather(
-    values: NDArray[_Value], slots: NDArray[np.integer[Any]], missing: float
-) -> NDArray[_Value]:
-    if not len(values):
-        return np.full(slots.shape, missing, dtype=values.dtype)
-    known = (slots >= 0) & (slots < len(values))
-    return np.where(known, values[np.where(known, slots, 0)], values.dtype.type(missing))
+def _sights(seconds: NDArray[Any], slots: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:
+    """Time and slot of first sights in one integer each, in the order of both."""
+    return seconds.astype(np.uint64) << np.uint64(32) | slots.astype(np.uint64)

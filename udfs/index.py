@@ -7,9 +7,9 @@ the approximate one of a large catalogue is `udfs.inverted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,25 @@ SCORE_BYTES: Final = 64 * 2**20
 MAX_CHUNK: Final = 256
 
 
+class Numbering(dict[str, int]):
+    """Numbers names from 0 on: ``numbering[name]`` is the number of a name, new ones included."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """Number distinct names in their order."""
+        self.names = list(names)
+        super().__init__(zip(self.names, range(len(self.names)), strict=True))
+
+    def __missing__(self, name: str) -> int:
+        """Give a new name the next number."""
+        number = self[name] = len(self.names)
+        self.names.append(name)
+        return number
+
+    def of(self, names: Sequence[str]) -> Slots:
+        """Number of each name, shape (n,)."""
+        return np.fromiter(map(self.__getitem__, names), np.int32, len(names))
+
+
 class SlotTable:
     """Numbers product ids from 0 on: what refers to a product need not follow its moves.
 
@@ -33,31 +52,32 @@ class SlotTable:
 
     def __init__(self) -> None:
         """Make an empty table."""
-        self._slot_of: dict[str, int] = {}
-        self._ids: list[str] = []
+        self._numbering = Numbering()
 
     def __len__(self) -> int:
         """Number of slots."""
-        return len(self._ids)
+        return len(self._numbering.names)
 
     def get(self, product_id: str) -> int:
         """Slot of a product id; -1 where it has none."""
-        return self._slot_of.get(product_id, -1)
+        return self._numbering.get(product_id, -1)
 
     def add(self, product_id: str) -> int:
         """Slot of a product id, a new one where it has none yet."""
-        slot = self._slot_of.setdefault(product_id, len(self._ids))
-        if slot == len(self._ids):
-            self._ids.append(product_id)
-        return slot
+        return self._numbering[product_id]
+
+    def extend(self, product_ids: Sequence[str]) -> Slots:
+        """Slots of product ids, shape (n,); new ones where they have none yet."""
+        return self._numbering.of(product_ids)
 
     def find(self, product_ids: Iterable[str]) -> list[int]:
         """Slots of product ids, -1 for each that has none."""
-        return [self._slot_of.get(product_id, -1) for product_id in product_ids]
+        get = self._numbering.get
+        return [get(product_id, -1) for product_id in product_ids]
 
     def names(self, slots: NDArray[np.intp]) -> list[list[str]]:
         """Product ids of slots (q, k), whatever where a slot is -1."""
-        ids = self._ids
+        ids = self._numbering.names
         return [[ids[slot] for slot in row] for row in slots.tolist()]
 
     def keep(self, kept: NDArray[np.bool_]) -> Slots:
@@ -66,15 +86,14 @@ class SlotTable:
         Returns:
             The new slot of each old one, -1 where it was dropped.
         """
-        self._ids = list(compress(self._ids, kept.tolist()))
-        self._slot_of = {product_id: slot for slot, product_id in enumerate(self._ids)}
+        self._numbering = Numbering(compress(self._numbering.names, kept.tolist()))
         renumbered = np.full(len(kept), -1, dtype=np.int32)
-        renumbered[kept] = np.arange(len(self._ids))
+        renumbered[kept] = np.arange(len(self))
         return renumbered
 
     def product_id(self, slot: int) -> str:
         """Product id of a slot."""
-        return self._ids[slot]
+        return self._numbering.names[slot]
 
 
 class Boosts(NamedTuple):
@@ -101,11 +120,11 @@ class NearestNeighbours(Protocol):
     def __len__(self) -> int:
         """Number of products that a search can return."""
 
-    def upsert(self, product_id: str, vector: FloatMatrix) -> None:
-        """Insert or replace a product's unit vector, shape (d,)."""
+    def extend(self, slots: Slots, vectors: NDArray[np.floating[Any]]) -> None:
+        """Insert or replace many products: distinct slots (n,) and their unit vectors (n, d)."""
 
-    def remove(self, product_id: str) -> None:
-        """Take a product out; an absent one is no error."""
+    def drop(self, slot: int) -> None:
+        """Take a product out by its slot; an absent one is no error."""
 
     def renumber(self, new: Slots) -> None:
         """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
@@ -135,17 +154,113 @@ class NearestNeighbours(Protocol):
         """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""
 
 
-def with_room(row_of_slot: Slots, slot: int) -> Slots:
-    """Return the rows by slot with a place for ``slot``, -1 where there is no row."""
-    if slot < len(row_of_slot):
-        return row_of_slot
-    grown = np.full(max(1024, slot + 1 + slot // 2), -1, dtype=np.int32)
-    grown[: len(row_of_slot)] = row_of_slot
-    return grown
+def lengthen(values: NDArray[Any], length: int, fill: float = 0) -> None:
+    """Give an array at least ``length`` rows, in place; nobody else may hold a view of it.
+
+    A large array grows without a copy and by an eighth, so that little memory waits for use.
+    """
+    old = len(values)
+    if length > old:
+        rows = length + max(1024, length // 8)
+        values.resize((rows, *values.shape[1:]), refcheck=False)
+        values[old:] = fill
 
 
-class ExactIndex:
-    """Products as rows of one float32 matrix, dense at the front: a removal moves the last row.
+class VectorTable:
+    """Vectors of products by slot, as rows of one matrix, dense at the front.
+
+    A removal moves the last row.
+    """
+
+    def __init__(self, dimensions: int, dtype: type[np.floating[Any]] = np.float16) -> None:
+        """Make an empty table of vectors of ``dimensions`` numbers."""
+        if dimensions < 1:
+            msg = f"dimensions must be positive, not {dimensions}"
+            raise ValueError(msg)
+        self.dimensions = dimensions
+        self._size = 0
+        self._vectors: NDArray[np.floating[Any]] = np.zeros((0, dimensions), dtype=dtype)
+        self._row_of_slot: Slots = np.zeros(0, dtype=np.int32)
+        self._slot_of_row: Slots = np.zeros(0, dtype=np.int32)
+
+    def __len__(self) -> int:
+        """Number of products."""
+        return self._size
+
+    def rows(self) -> tuple[Slots, NDArray[np.floating[Any]]]:
+        """Slots (n,) and vectors (n, d) of all products: views, to be dropped before a change."""
+        return self._slot_of_row[: self._size], self._vectors[: self._size]
+
+    def extend(self, slots: Slots, vectors: NDArray[np.floating[Any]]) -> None:
+        """Insert or replace many products: distinct slots (n,) and their vectors (n, d)."""
+        if vectors.shape != (len(slots), self.dimensions):
+            msg = f"vectors of shape {vectors.shape} for {self.dimensions} dimensions"
+            raise ValueError(msg)
+        lengthen(self._row_of_slot, int(slots.max(initial=-1)) + 1, -1)
+        rows = self._row_of_slot[slots]
+        new = np.flatnonzero(rows < 0)
+        rows[new] = np.arange(self._size, self._size + len(new))
+        self._size += len(new)
+        lengthen(self._vectors, self._size)
+        lengthen(self._slot_of_row, self._size)
+        self._vectors[rows] = vectors
+        self._slot_of_row[rows] = slots
+        self._row_of_slot[slots] = rows
+
+    def drop(self, slot: int) -> None:
+        """Take a product out by its slot; an absent one is no error."""
+        row = int(self._row_of_slot[slot]) if 0 <= slot < len(self._row_of_slot) else -1
+        if row < 0:
+            return
+        self._size -= 1
+        last = int(self._slot_of_row[self._size])
+        self._vectors[row] = self._vectors[self._size]
+        self._slot_of_row[row] = last
+        self._row_of_slot[last] = row
+        self._row_of_slot[slot] = -1
+
+    def renumber(self, new: Slots) -> None:
+        """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
+        slots = new[self._slot_of_row[: self._size]]
+        self._slot_of_row[: self._size] = slots
+        self._row_of_slot = np.full(int(new.max(initial=-1)) + 1, -1, dtype=np.int32)
+        self._row_of_slot[slots] = np.arange(self._size)
+
+    def holds(self, slots: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Tell which of the slots have a vector."""
+        held: NDArray[np.bool_] = self._rows_of(slots) >= 0
+        return held
+
+    def vectors(self, slots: NDArray[np.integer[Any]]) -> FloatMatrix:
+        """Vectors of products by slot: shape (*slots.shape, d); zeros where there is none."""
+        if not self._size:
+            return np.zeros((*slots.shape, self.dimensions), dtype=np.float32)
+        rows = self._rows_of(slots)
+        found: FloatMatrix = self._vectors[np.maximum(rows, 0)].astype(np.float32, copy=False)
+        found[rows < 0] = 0
+        return found
+
+    def _rows_of(self, slots: NDArray[np.integer[Any]]) -> Slots:
+        return gathered(self._row_of_slot, slots, -1)
+
+
+_Value = TypeVar("_Value", bound=np.generic)
+
+
+def gathered(
+    values: NDArray[_Value], slots: NDArray[np.integer[Any]], missing: float
+) -> NDArray[_Value]:
+    """Values by slot, in the shape of ``slots``; ``missing`` for slots beyond the array, and -1."""
+    if not len(values):
+        return np.full(slots.shape, missing, dtype=values.dtype)
+    known = (slots >= 0) & (slots < len(values))
+    found: NDArray[_Value] = values[np.where(known, slots, 0)]
+    found[~known] = missing
+    return found
+
+
+class ExactIndex(VectorTable):
+    """An index that scores every product.
 
     The search scores a chunk of queries with one matrix product. A row of n scores, read as
     (block size, blocks), has a maximum a block; the k blocks with the best maxima hold the k best
@@ -159,28 +274,13 @@ class ExactIndex:
             dimensions: Length of the vectors.
             slots: The numbering that boosts refer to; None where there are none.
         """
-        if dimensions < 1:
-            msg = f"dimensions must be positive, not {dimensions}"
-            raise ValueError(msg)
-        self.dimensions = dimensions
-        self._vectors: FloatMatrix = np.zeros((0, dimensions), dtype=np.float32)
-        self._ids: list[str] = []
-        self._row_of: dict[str, int] = {}
+        super().__init__(dimensions, np.float32)
         self.slots = slots if slots is not None else SlotTable()
-        self._row_of_slot: Slots = np.zeros(0, dtype=np.int32)
-        self._slot_of_row: Slots = np.zeros(0, dtype=np.int32)
-
-    def __len__(self) -> int:
-        """Number of products in the index."""
-        return len(self._ids)
 
     def __contains__(self, product_id: object) -> bool:
         """Tell whether the product can be found."""
-        return product_id in self._row_of
-
-    def items(self) -> Iterator[tuple[str, FloatMatrix]]:
-        """Yield every product's id and vector."""
-        yield from zip(self._ids, self._vectors, strict=False)
+        slot = self.slots.get(product_id) if isinstance(product_id, str) else -1
+        return bool(self.holds(np.array([slot]))[0])
 
     def upsert(self, product_id: str, vector: FloatMatrix) -> None:
         """Insert or replace a product's unit vector, shape (d,).
@@ -191,44 +291,11 @@ class ExactIndex:
         if vector.shape != (self.dimensions,):
             msg = f"a vector of shape {vector.shape} in an index of {self.dimensions} dimensions"
             raise ValueError(msg)
-        row = self._row_of.get(product_id)
-        if row is None:
-            row = len(self._ids)
-            if row == len(self._vectors):
-                grown = np.zeros((max(1024, row + row // 2), self.dimensions), dtype=np.float32)
-                grown[:row] = self._vectors
-                self._vectors = grown
-                self._slot_of_row = np.resize(self._slot_of_row, len(grown))
-            self._ids.append(product_id)
-            self._place(product_id, row)
-        self._vectors[row] = vector
+        self.extend(np.array([self.slots.add(product_id)], dtype=np.int32), vector[None, :])
 
     def remove(self, product_id: str) -> None:
         """Take a product out; an absent one is no error."""
-        row = self._row_of.pop(product_id, None)
-        if row is None:
-            return
-        self._row_of_slot[self.slots.get(product_id)] = -1
-        last = len(self._ids) - 1
-        last_id = self._ids.pop()
-        if row != last:
-            self._vectors[row] = self._vectors[last]
-            self._ids[row] = last_id
-            self._place(last_id, row)
-
-    def renumber(self, new: Slots) -> None:
-        """Follow the slots to new numbers, see :meth:`SlotTable.keep`; products keep theirs."""
-        n = len(self._ids)
-        self._slot_of_row[:n] = new[self._slot_of_row[:n]]
-        self._row_of_slot = np.full(max(1024, len(self.slots)), -1, dtype=np.int32)
-        self._row_of_slot[self._slot_of_row[:n]] = np.arange(n)
-
-    def _place(self, product_id: str, row: int) -> None:
-        slot = self.slots.add(product_id)
-        self._row_of_slot = with_room(self._row_of_slot, slot)
-        self._row_of[product_id] = row
-        self._row_of_slot[slot] = row
-        self._slot_of_row[row] = slot
+        self.drop(self.slots.get(product_id))
 
     def search_slots(
         self, queries: FloatMatrix, k: int, boosts: Sequence[Boosts] = ()
@@ -242,10 +309,10 @@ class ExactIndex:
             raise ValueError(msg)
         slots = np.full((len(queries), k), -1, dtype=np.intp)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        width = min(k, len(self._ids))
+        width = min(k, self._size)
         if not width:
             return slots, scores
-        chunk = max(1, min(MAX_CHUNK, SCORE_BYTES // (4 * len(self._ids))))
+        chunk = max(1, min(MAX_CHUNK, SCORE_BYTES // (4 * self._size)))
         for start in range(0, len(queries), chunk):
             end = start + chunk
             added = [self._boosted_rows(one, start, end) for one in boosts]
@@ -254,32 +321,14 @@ class ExactIndex:
             scores[start:end, :width] = found
         return slots, scores
 
-    def holds(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Tell which of the slots are products that a search can return."""
-        known = (slots >= 0) & (slots < len(self._row_of_slot))
-        held: NDArray[np.bool_] = known & (self._row_of_slot[np.where(known, slots, 0)] >= 0)
-        return held
-
-    def vectors(self, slots: NDArray[np.intp]) -> FloatMatrix:
-        """Vectors of products by slot: shape (*slots.shape, d); zeros where not in the index."""
-        if not len(self._row_of_slot):
-            return np.zeros((*slots.shape, self.dimensions), dtype=np.float32)
-        known = (slots >= 0) & (slots < len(self._row_of_slot))
-        rows = np.where(known, self._row_of_slot[np.where(known, slots, 0)], -1)
-        found: FloatMatrix = self._vectors[np.maximum(rows, 0)]
-        found[rows < 0] = 0
-        return found
-
     def _boosted_rows(
         self, boosts: Boosts, start: int, end: int
     ) -> tuple[NDArray[np.intp], Slots, FloatMatrix]:
         """Queries, rows and weights of the boosts that hold for a chunk of the queries."""
         a, b = np.searchsorted(boosts.queries, (start, end)).tolist()
-        slots = boosts.slots[a:b]
         # A slot beyond the table has never been a product of this index.
-        known = slots < len(self._row_of_slot)
-        rows = self._row_of_slot[np.where(known, slots, 0)]
-        kept = np.flatnonzero(known & (rows >= 0) & (slots >= 0))
+        rows = self._rows_of(boosts.slots[a:b])
+        kept = np.flatnonzero(rows >= 0)
         return boosts.queries[a:b][kept] - start, rows[kept], boosts.weights[a:b][kept]
 
     def _search_rows(
@@ -288,7 +337,7 @@ class ExactIndex:
         k: int,
         boosted: Sequence[tuple[NDArray[np.intp], Slots, FloatMatrix]],
     ) -> tuple[Rows, FloatMatrix]:
-        n, q = len(self._ids), len(queries)
+        n, q = self._size, len(queries)
         block, blocks = _block_shape(n, k)
         padded = block * blocks
         scores = np.empty((q, padded), dtype=np.float32)

@@ -18,9 +18,10 @@ errs by about 0.001.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,8 @@ from udfs.index import (
     Rows,
     Slots,
     SlotTable,
-    with_room,
+    gathered,
+    lengthen,
 )
 
 # Up to so many products scoring all of them costs no more than choosing candidates. CPU of a list
@@ -51,6 +53,12 @@ _SPARSE_ROWS: Final = LIST_ROWS // 8
 _MAX_SPLITS: Final = 16
 _ROUNDS: Final = 8
 _NEIGHBOURS: Final = 8
+# How full many products at once make a list, as a share of LIST_ROWS.
+_FILL: Final = 0.7
+# Up to so many lists are one clustering; more are clusters of clusters.
+_MOST_CLUSTERS: Final = 64
+_SAMPLE_OF_CLUSTER: Final = 64
+_ROWS_AT_ONCE: Final = 16_384
 _FIRST_LISTS: Final = 4
 _QUERIES_AT_ONCE: Final = 1024
 # Products found better than the k-th best so far, before they are reduced to the k best.
@@ -69,14 +77,21 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.int8]
 
 
+def index_of(
+    table: SlotTable, slots: Slots, vectors: NDArray[np.floating[Any]]
+) -> NearestNeighbours:
+    """Make the index that fits the number of products: distinct slots (n,) and vectors (n, d)."""
+    kind = ExactIndex if len(slots) <= EXACT_UP_TO else InvertedIndex
+    index = kind(vectors.shape[1], table)
+    index.extend(slots, vectors)
+    return index
+
+
 def fitting(index: NearestNeighbours) -> NearestNeighbours:
     """Return the index, or an approximate one of the same products where it has grown large."""
     if not isinstance(index, ExactIndex) or len(index) <= EXACT_UP_TO:
         return index
-    grown = InvertedIndex(index.dimensions, index.slots)
-    for product_id, vector in index.items():
-        grown.upsert(product_id, vector)
-    return grown
+    return index_of(index.slots, *index.rows())
 
 
 class InvertedIndex:
@@ -125,13 +140,31 @@ class InvertedIndex:
         if vector.shape != (self.dimensions,):
             msg = f"a vector of shape {vector.shape} in an index of {self.dimensions} dimensions"
             raise ValueError(msg)
-        scale = max(float(np.abs(vector).max()), 1e-30) / 127
-        packed = np.rint(vector / scale).astype(np.int8)
-        slot = self.slots.add(product_id)
-        self._row_of_slot = with_room(self._row_of_slot, slot)
+        self._put_one(self.slots.add(product_id), vector)
+
+    def extend(self, slots: Slots, vectors: NDArray[np.floating[Any]]) -> None:
+        """Insert or replace many products: distinct slots (n,) and their unit vectors (n, d).
+
+        Many into an empty index are clustered at once.
+
+        Raises:
+            ValueError: The vectors have another length than the index.
+        """
+        if vectors.shape != (len(slots), self.dimensions):
+            msg = f"vectors of shape {vectors.shape} in an index of {self.dimensions} dimensions"
+            raise ValueError(msg)
+        if self._lists == 1 and not self._size and len(slots) > LIST_ROWS:
+            self._fill(slots, vectors)
+            return
+        for slot, vector in zip(slots.tolist(), vectors.astype(np.float32), strict=True):
+            self._put_one(slot, vector)
+
+    def _put_one(self, slot: int, vector: FloatMatrix) -> None:
+        (packed,), (scale,) = _packed(vector[None, :])
+        lengthen(self._row_of_slot, slot + 1, -1)
         row = int(self._row_of_slot[slot])
         if row >= 0:
-            if self._scales[row] == np.float32(scale) and (self._vectors[row] == packed).all():
+            if self._scales[row] == scale and (self._vectors[row] == packed).all():
                 return
             self._take_out(row)
         if self._counts[_PENDING] == LIST_ROWS:
@@ -147,7 +180,10 @@ class InvertedIndex:
 
     def remove(self, product_id: str) -> None:
         """Take a product out; an absent one is no error."""
-        slot = self.slots.get(product_id)
+        self.drop(self.slots.get(product_id))
+
+    def drop(self, slot: int) -> None:
+        """Take a product out by its slot; an absent one is no error."""
         row = int(self._row_of_slot[slot]) if 0 <= slot < len(self._row_of_slot) else -1
         if row >= 0:
             self._take_out(row)
@@ -318,11 +354,7 @@ class InvertedIndex:
         return floats
 
     def _rows(self, slots: NDArray[np.integer[Any]]) -> Slots:
-        if not len(self._row_of_slot):
-            return np.full(slots.shape, -1, dtype=np.int32)
-        known = (slots >= 0) & (slots < len(self._row_of_slot))
-        rows: Slots = np.where(known, self._row_of_slot[np.where(known, slots, 0)], np.int32(-1))
-        return rows
+        return gathered(self._row_of_slot, slots, -1)
 
     def _take_out(self, row: int) -> None:
         number = row // LIST_ROWS
@@ -394,16 +426,56 @@ class InvertedIndex:
     def _add_list(self, centroid: FloatMatrix) -> int:
         number = self._lists
         self._lists += 1
-        if self._lists > len(self._counts):
-            lists = self._lists + self._lists // 2
-            self._counts = _longer(self._counts, lists)
-            self._centroids = _longer(self._centroids, lists)
-            self._vectors = _longer(self._vectors, lists * LIST_ROWS)
-            self._scales = _longer(self._scales, lists * LIST_ROWS)
-            self._slot_of_row = _longer(self._slot_of_row, lists * LIST_ROWS)
+        self._make_room()
         self._counts[number] = 0
         self._centroids[number] = centroid
         return number
+
+    def _make_room(self) -> None:
+        if self._lists > len(self._counts):
+            lists = self._lists + max(4, self._lists // 8)
+            for column, rows in (
+                (self._counts, lists),
+                (self._centroids, lists),
+                (self._vectors, lists * LIST_ROWS),
+                (self._scales, lists * LIST_ROWS),
+                (self._slot_of_row, lists * LIST_ROWS),
+            ):
+                column.resize((rows, *column.shape[1:]), refcheck=False)
+
+    def _fill(self, slots: Slots, vectors: NDArray[np.floating[Any]]) -> None:
+        """Make lists of many products (n,), n above one list's, in an empty index.
+
+        Clusters of clusters: to compare each product with every list's centroid would take twenty
+        times as long.
+        """
+        rng = np.random.default_rng(_SEED)
+        wanted = len(slots) / (_FILL * LIST_ROWS)
+        parts = [np.arange(len(slots))]
+        if wanted > _MOST_CLUSTERS:
+            parts = _clusters(vectors, parts[0], math.isqrt(math.ceil(wanted)), rng)
+        todo: list[Ints] = []
+        for part in parts:
+            count = math.ceil(len(part) / (_FILL * LIST_ROWS))
+            todo += _clusters(vectors, part, count, rng)
+        lengthen(self._row_of_slot, int(slots.max()) + 1, -1)
+        members: list[Ints] = []
+        while todo:
+            part = todo.pop()
+            if len(part) > LIST_ROWS:
+                second = _two_means(vectors[part].astype(np.float32))
+                todo += [part[~second], part[second]]
+            else:
+                members.append(part)
+        self._lists = 1 + len(members)
+        self._make_room()
+        for number, part in enumerate(members, 1):
+            floats = vectors[part].astype(np.float32)
+            self._centroids[number] = _unit(floats.mean(axis=0))
+            self._put(number * LIST_ROWS + np.arange(len(part)), *_packed(floats), slots[part])
+            self._counts[number] = len(part)
+        self._size = len(slots)
+        self._measure_margin()
 
     def _split(self, number: int, more: Ints) -> None:
         """Make two or more lists of one and of pending rows that no longer fit into it."""
@@ -601,15 +673,38 @@ def _two_means(vectors: FloatMatrix) -> NDArray[np.bool_]:
     return second
 
 
+def _clusters(
+    vectors: NDArray[np.floating[Any]], rows: Ints, count: int, rng: np.random.Generator
+) -> list[Ints]:
+    """Split rows of vectors (n, d) into at most so many clusters, by k-means of a sample."""
+    if count < 2:
+        return [rows]
+    sample = rows[rng.permutation(len(rows))[: _SAMPLE_OF_CLUSTER * count]]
+    learned = vectors[sample].astype(np.float32)
+    centroids = learned[:count]
+    for _ in range(_ROUNDS):
+        nearest = np.argmax(learned @ centroids.T, axis=1)
+        sums = np.zeros_like(centroids)
+        order = np.argsort(nearest, kind="stable")
+        used, starts = np.unique(nearest[order], return_index=True)
+        sums[used] = np.add.reduceat(learned[order], starts, axis=0)
+        # One that lost all of its vectors starts anew at another of them.
+        sums[~sums.any(axis=1)] = learned[rng.integers(len(learned))]
+        centroids = _unit(sums)
+    nearest = np.empty(len(rows), dtype=np.int32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        nearest[part] = np.argmax(vectors[rows[part]].astype(np.float32) @ centroids.T, axis=1)
+    order = np.argsort(nearest, kind="stable")
+    return [part for _, part in _grouped(nearest[order].astype(np.intp), rows[order])]
+
+
+def _packed(vectors: FloatMatrix) -> tuple[Bytes, FloatMatrix]:
+    """Vectors (n, d) as int8, and the scale (n,) of each."""
+    scales = np.maximum(np.abs(vectors).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+
+
 def _unit(vectors: FloatMatrix) -> FloatMatrix:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-30), dtype=np.float32)
-
-
-_Value = TypeVar("_Value", bound=np.generic)
-
-
-def _longer(values: NDArray[_Value], length: int) -> NDArray[_Value]:
-    grown = np.zeros((length, *values.shape[1:]), dtype=values.dtype)
-    grown[: len(values)] = values
-    return grown
