@@ -81,8 +81,10 @@ class CatalogueMemory:
     def caught_up(self, caught_up: bool) -> None:
         waiting = self._waiting
         if caught_up and waiting is not None:
+            # Taken out one by one: what is loaded need not be held twice.
+            records = (waiting.pop(product_id) for product_id in list(waiting))
             with self._lock:
-                self._vectors.load(waiting.values(), (), self._switch)
+                self.rejected += self._vectors.load(records, (), self._switch)
             self._waiting = None
         self._caught_up = caught_up
 

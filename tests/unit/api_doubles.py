@@ -113,7 +113,7 @@ def record(
     """A record of the topic `products`."""
     vectors = {}
     if vector is not None:
-        vectors[space] = encode_vector(np.asarray(vector, dtype=np.float32))
+        vectors[space] = encode_vector(np.array(vector, np.float32) / np.linalg.norm(vector))
     return encode(
         ProductRecord(
             version=VERSION,

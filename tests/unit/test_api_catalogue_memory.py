@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from tests.contract.memory_store import InMemoryRecommendationStore
 from tests.unit import api_doubles as doubles
 from tests.unit.api_doubles import NOW, product
 from udfs.product_record import VERSION, SpaceSwitch, decode_record, encode
-from udfs.schemas import SPACE_KEY, encode_vector
+from udfs.schemas import SPACE_KEY
 
 IDS = ("a", "b", "c")
 
@@ -246,20 +245,19 @@ def test_a_space_is_searched_when_it_is_announced(read: bool) -> None:
     memory = CatalogueMemory(10)
     memory.caught_up = read
     vectors = {"p0": [1.0, 0.0], "p1": [0.8, 0.6], "p2": [0.0, 1.0]}
+    before: dict[str, dict[str, str]] = {}
 
     def publish(space: str) -> None:
         for product_id, vector in vectors.items():
-            both = {"old": encode_vector(np.array(vectors_of_old[product_id], np.float32))}
-            both[space] = encode_vector(np.array(vector, np.float32))
-            made = msgspec.structs.replace(
-                decode_record(product_id, record(product_id)), vectors=both
-            )
+            made = decode_record(product_id, doubles.record(product_id, vector, space=space))
+            spaces = {**before.get(product_id, {}), **made.vectors}
+            before[product_id] = made.vectors
+            made = msgspec.structs.replace(made, vectors=spaces)
             memory.apply(product_id.encode(), encode(made))
 
     def nearest() -> list[str]:
         return [one.product_id for one in memory.similar("p0", 1) or ()]
 
-    vectors_of_old = dict(vectors)
     publish("old")
     vectors["p2"] = vectors["p0"]
     publish("new")
