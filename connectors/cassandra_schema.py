@@ -129,6 +129,12 @@ CREATE TABLE IF NOT EXISTS {keyspace}.products (
   AND speculative_retry = '99p'
 """
 
+# The whole of a product as `udfs.product_record` encodes it: the job merges what the shop says next
+# into it. Added to tables of earlier versions, whose rows have none until the product comes again.
+_ADD_PRODUCT_RECORD: Final = """
+ALTER TABLE {keyspace}.products ADD IF NOT EXISTS record blob
+"""
+
 # The products in stock of a category (`category_scope`) or of a part of the catalogue
 # (`catalogue_scope`), in the order of their price: what a filtered list is filled from, one slice
 # of one partition. A product stands in one category and one part.
@@ -190,6 +196,7 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         "create_list_variant": _ADD_LIST_VARIANT,
         "create_event_variant": _ADD_EVENT_VARIANT,
         "create_products": _CREATE_PRODUCTS,
+        "create_product_record": _ADD_PRODUCT_RECORD,
         "create_products_by_scope": _CREATE_PRODUCTS_BY_SCOPE,
         "create_trending": _CREATE_TRENDING,
         "create_erasures": _CREATE_ERASURES,
@@ -229,8 +236,8 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         # wins also where an older one had to be sent again.
         "insert_product": (
             "INSERT INTO {keyspace}.products"
-            " (product_id, title, category, price, in_stock, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
+            " (product_id, title, category, price, in_stock, updated_at, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?"
         ),
         "delete_product": (
             "DELETE FROM {keyspace}.products USING TIMESTAMP ? WHERE product_id = ?"
@@ -238,6 +245,10 @@ CQL: Final[Mapping[str, str]] = MappingProxyType(
         # A few dozen partitions at once, by one coordinator; the caller bounds the number.
         "select_products": (
             "SELECT product_id, title, category, price, in_stock, updated_at"
+            " FROM {keyspace}.products WHERE product_id IN ?"
+        ),
+        "select_product_bases": (
+            "SELECT product_id, title, category, price, in_stock, updated_at, record"
             " FROM {keyspace}.products WHERE product_id IN ?"
         ),
         "insert_product_in_scope": (

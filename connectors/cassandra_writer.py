@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import struct
 import time
 from bisect import bisect_left
@@ -19,22 +18,8 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, Final, NamedTuple, Protocol
 
-from cassandra import (
-    AuthenticationFailed,
-    ConsistencyLevel,
-    InvalidRequest,
-    OperationTimedOut,
-    RequestExecutionException,
-    Unauthorized,
-)
-from cassandra.cluster import NoHostAvailable
-from cassandra.connection import ConnectionException
+from cassandra import AuthenticationFailed, ConsistencyLevel, InvalidRequest, Unauthorized
 from cassandra.policies import FallthroughRetryPolicy
-from cassandra.protocol import (
-    IsBootstrappingErrorMessage,
-    OverloadedErrorMessage,
-    ServerError,
-)
 from cassandra.query import UNSET_VALUE, BatchStatement, BatchType
 
 from connectors.background_sender import BackgroundSender
@@ -48,20 +33,20 @@ from connectors.cassandra_schema import (
 )
 from connectors.cassandra_session import (
     RECONNECT_AFTER_SECONDS,
-    UNANSWERED,
     WRITE_PROFILE,
     CassandraOptions,
-    Silence,
     connect,
     overlaps,
 )
-from connectors.product_rows import ProductRow, Write, product_writes
+from connectors.patience import TRANSIENT, Patience
+from connectors.product_rows import ProductRow, Write, is_row, product_writes
 from udfs.schemas import (
     EVENT_TYPES,
     MS_A_DAY,
     Erasure,
     Event,
     PendingEvent,
+    ProductChange,
     SaveBatch,
     SavedList,
 )
@@ -79,9 +64,6 @@ _INSERT_LIST: Final = "insert_recommendations"
 _INSERT_EVENT: Final = "insert_event"
 # The driver counts the rows of a batch in two bytes.
 _MAX_BATCH_ROWS: Final = 65_535
-# Longest time asleep between two looks at whether the wait shall end. Flink's watchdog ends a
-# TaskManager whose task has not ended 180 s after its cancellation (task.cancellation.timeout).
-_LONGEST_SLEEP_S: Final = 5.0
 # What serialising raises for a value that no server could take: a part of a key above 65,535
 # bytes, text that is no UTF-8, a number outside of its column's range.
 _UNSERIALISABLE: Final = (struct.error, UnicodeError, OverflowError, TypeError)
@@ -89,17 +71,6 @@ _UNSERIALISABLE: Final = (struct.error, UnicodeError, OverflowError, TypeError)
 _FIRST_DAY: Final = 10_957  # 2000-01-01
 # Products whose serialised prefix is kept; the whole catalogue of a large shop's subtask.
 _PREFIX_CACHE: Final = 500_000
-
-_TRANSIENT: Final = (
-    NoHostAvailable,
-    OperationTimedOut,
-    RequestExecutionException,  # timeouts, unavailable, write failure
-    ConnectionException,
-    # What the driver hands on as the server sent it.
-    IsBootstrappingErrorMessage,
-    OverloadedErrorMessage,
-    ServerError,
-)
 
 
 @dataclass(frozen=True)
@@ -157,10 +128,6 @@ class RefusedRow(NamedTuple):
     row: bytes
     """The row, JSON."""
     detail: str
-
-
-class WaitInterruptedError(RuntimeError):
-    """The wait for Cassandra has ended because the task shall end."""
 
 
 @dataclass
@@ -242,12 +209,17 @@ class CassandraWriter:
         """
         self._options = options
         self._config = config
-        self._sleep = sleep
-        self._interrupted = interrupted
         self._keyspace = options.keyspace
         # Retried here, where the wait holds back the stream, and not blindly inside the driver.
         self._retry_policy = FallthroughRetryPolicy()
-        self._silence = Silence(config.reconnect_after_s)
+        self._patience = Patience(
+            self._reconnect,
+            first_s=config.backoff_first_s,
+            longest_s=config.backoff_max_s,
+            reconnect_after_s=config.reconnect_after_s,
+            sleep=sleep,
+            interrupted=interrupted,
+        )
         self._list_ttl = _INT32.pack(config.list_ttl_seconds)
         self._open: dict[object, list[_Row]] = {}
         self._open_bytes: dict[object, int] = {}
@@ -286,20 +258,33 @@ class CassandraWriter:
                 continue
             replica = None if single else self._ring.replica(key)
             self._add(replica, _Row(_INSERT_EVENT, values, size, pending), key)
-        for change in batch.products:
-            at_ms = change.changed_us // 1000
-            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
-            for write in product_writes(old, new, change.changed_us):
-                self._add_bound(write)
+        self._save_products(batch.products)
         for objection in batch.objections:
             self._add_bound(Write("delete_recommendations", (objection.at_us, objection.user_id)))
         if batch.unresolved_scope:
             self.save_scope(batch.unresolved_scope, batch.unresolved, time.time_ns() // 1_000_000)
         for erasure in batch.erasures:
             self._erase(erasure)
-        if batch.products:
-            # They come one by one and seldom: what waits for more would wait for long.
-            self._send_all()
+
+    def _save_products(self, changes: Sequence[ProductChange]) -> None:
+        """Write the scopes of products, and their rows once those stand.
+
+        After a failure in between, the row still says what the scopes held before.
+        """
+        rows: list[Write] = []
+        for change in changes:
+            at_us = change.changed_us
+            at_ms = at_us // 1000
+            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
+            for write in product_writes(old, new, at_us, change.record):
+                if is_row(write):
+                    rows.append(write)
+                else:
+                    self._add_bound(write)
+        if rows:
+            self._settle()
+        for write in rows:
+            self._add_bound(write)
 
     def save_scope(self, scope: str, items: Sequence[tuple[str, float]], generated_ms: int) -> None:
         """Take the list of a scope of `trending`: (product_id, score), best first."""
@@ -456,8 +441,8 @@ class CassandraWriter:
         for attempt in count(1):
             try:
                 return self._session.prepare(statement(name, self._keyspace))
-            except _TRANSIENT as error:
-                self._wait(attempt, error)
+            except TRANSIENT as error:
+                self._patience.wait(attempt, error)
         raise AssertionError  # unreachable
 
     def _send_all(self) -> None:
@@ -524,49 +509,23 @@ class CassandraWriter:
             except InvalidRequest as error:
                 self._isolate(flight.group, error)
                 return
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
                 self._report.retries += 1
                 # After an outage all batches in flight have failed; once one has stood again, the
                 # others need not wait for the server once more.
                 if flight.sent_at > self._acknowledged_at:
                     attempt += 1
-                    self._wait(attempt, error)
+                    self._patience.wait(attempt, error)
                 flight = self._send(flight.group)
             else:
                 self._acknowledged_at = time.monotonic()
-                self._silence.end()
+                self._patience.answered()
                 self._report.rows += len(flight.group.rows)
                 self._report.latencies_ms.append((self._acknowledged_at - flight.sent_at) * 1000)
                 # The driver's futures are cycles. What hangs on them would wait for the cycle
                 # collector, and cost it more than all the rest of a tick's objects.
                 flight.statement._statements_and_parameters.clear()
                 return
-
-    def _wait(self, attempt: int, error: Exception) -> None:
-        """Wait before the next attempt; connect anew where nobody has answered for long.
-
-        Raises:
-            WaitInterruptedError: The wait shall end.
-        """
-        limit = min(
-            self._config.backoff_max_s, self._config.backoff_first_s * 2 ** min(attempt - 1, 20)
-        )
-        logger.warning("write attempt %d failed, waiting: %s", attempt, error)
-        pause = limit * random.uniform(0.5, 1.0)
-        while pause > 0:
-            self._end_if_interrupted(error)
-            self._sleep(min(pause, _LONGEST_SLEEP_S))
-            pause -= _LONGEST_SLEEP_S
-        self._end_if_interrupted(error)
-        if not isinstance(error, UNANSWERED):
-            self._silence.end()
-        elif self._silence.lasts():
-            self._reconnect()
-
-    def _end_if_interrupted(self, error: Exception) -> None:
-        if self._interrupted():
-            msg = "the task shall end while it waits for Cassandra"
-            raise WaitInterruptedError(msg) from error
 
     def _isolate(self, group: _Group, error: InvalidRequest) -> None:
         """Find the rows that the server refuses by halving; the others are saved."""
@@ -616,6 +575,7 @@ def _as_json(columns: Mapping[str, Any]) -> bytes:
     shown = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in columns.items()
+        if name != "record"  # what the other columns say, with long vectors
     }
     # Not msgspec: what is refused may be text that is no UTF-8.
     return json.dumps(shown, default=str).encode()

@@ -45,17 +45,22 @@ class Write(NamedTuple):
     values: tuple[Any, ...]
 
 
-def product_writes(old: ProductRow | None, new: ProductRow | None, at_us: int) -> list[Write]:
+def product_writes(
+    old: ProductRow | None, new: ProductRow | None, at_us: int, record: bytes = b""
+) -> list[Write]:
     """Return the writes that replace ``old`` by ``new``.
 
-    They touch different rows, so their order does not matter, and they may be repeated. Deletes
-    come first: a failure in between leaves a product out rather than twice in.
+    They touch different rows and may be repeated. The last one, to `products`, is to stand after
+    the others (`is_row`): the row says what the scopes hold, so what a failure leaves undone is
+    done again from it. Of the others deletes come first: a failure in between leaves a product out
+    rather than twice in.
 
     Args:
         old: What the tables hold of the product; None: nothing.
         new: What they shall hold; None: the product is deleted.
         at_us: The time of the change, epoch microseconds: the newest wins, whatever the order in
             which changes arrive.
+        record: The whole of the product, see :mod:`udfs.product_record`.
     """
     before = _keys(old) if old is not None else {}
     after = _keys(new) if new is not None else {}
@@ -64,28 +69,20 @@ def product_writes(old: ProductRow | None, new: ProductRow | None, at_us: int) -
         for key, values in before.items()
         if key not in after
     ]
-    if new is None:
-        if old is not None:
-            writes.append(Write("delete_product", (at_us, old.product_id)))
-        return writes
-    price = math.nan if new.price is None else new.price
-    writes.append(
-        Write(
-            "insert_product",
-            (
-                new.product_id,
-                new.title,
-                new.category,
-                # None would write a tombstone, and leaving it out would keep an old price.
-                price,
-                new.in_stock,
-                new.updated_at,
-                at_us,
-            ),
-        )
-    )
     writes += [Write("insert_product_in_scope", (*values, at_us)) for values in after.values()]
+    if new is not None:
+        # None would write a tombstone, and leaving it out would keep an old price.
+        price = NO_PRICE if new.price is None else new.price
+        shown = (new.product_id, new.title, new.category, price, new.in_stock, new.updated_at)
+        writes.append(Write("insert_product", (*shown, record, at_us)))
+    elif old is not None:
+        writes.append(Write("delete_product", (at_us, old.product_id)))
     return writes
+
+
+def is_row(write: Write) -> bool:
+    """Tell whether a write of :func:`product_writes` is the one to `products`."""
+    return write.statement in ("insert_product", "delete_product")
 
 
 def _keys(row: ProductRow) -> dict[tuple[str, str, str], tuple[Any, ...]]:

@@ -91,7 +91,10 @@ _EVENT_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
     "dwell_ms": whole_number,
     "quantity": whole_number,
 }
-_PRODUCT_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {"product_id": identifier}
+_PRODUCT_FIELDS: Final[Mapping[str, Callable[[object], object]]] = {
+    "product_id": identifier,
+    "updated_at": time_ms,
+}
 
 
 def event_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Cassandra. What was learned of a product stands in the topic `related` and never
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final, TypeVar
 
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from udfs.schemas import (
     MAX_RELATED,
-    MAX_RELATED_WEIGHT,
     MAX_TIMESTAMP_MS,
     TEXT_SPACE,
     Identifier,
@@ -26,12 +24,15 @@ from udfs.schemas import (
     Reason,
     RejectedError,
     check_product_id,
+    check_related_weight,
     decode_vector,
     encode_vector,
     key_matches,
 )
 
 VERSION: Final = 1
+# Version of what was read from the columns of a row that has no record yet; it is never written.
+NO_RECORD: Final = 0
 # The active space, and the one that is being published.
 MAX_SPACES: Final = 2
 
@@ -119,9 +120,7 @@ def decode_related(key: str, payload: bytes) -> RelatedRow:
     row = _decode(_related_decoder, payload)
     _check_key(key, row.product_id)
     for weight in row.related.values():
-        if not abs(weight) <= MAX_RELATED_WEIGHT:
-            detail = f"a weight of related must be within ±{MAX_RELATED_WEIGHT:g}, not {weight}"
-            raise RejectedError(Reason.INVALID_FIELD, detail)
+        check_related_weight(weight)
     return row
 
 
@@ -182,6 +181,7 @@ def merge(
     now_ms: int,
     at_us: int,
     encode_text: TextEncoder,
+    vector: FloatVector | None = None,
 ) -> ProductRecord:
     """Apply what the shop says now to what it said before.
 
@@ -192,45 +192,28 @@ def merge(
         now_ms: The clock, epoch milliseconds.
         at_us: Write time of the row, epoch microseconds.
         encode_text: Makes the vector of a product for which the shop sends none.
+        vector: The unit vector (d,) of the update, where it is decoded already.
 
     Raises:
-        RejectedError: A partial update of a product that is not there.
+        RejectedError: A partial update of a product that is not there, or a vector that is none.
     """
-    if isinstance(update, PartialProduct):
-        if base is None:
-            detail = "a partial update of a product that is not there"
-            raise RejectedError(Reason.UNKNOWN_PRODUCT, detail)
-        title, category, price, in_stock = (
-            old if new is msgspec.UNSET else new
-            for old, new in (
-                (base.title, update.title),
-                (base.category, update.category),
-                (base.price, update.price),
-                (base.in_stock, update.in_stock),
-            )
-        )
-        space, embedding = update.space, update.embedding
-    else:
-        title, category = update.title, update.category
-        price, in_stock = update.price, update.in_stock
-        space, embedding = update.space, update.embedding
+    title, category, price, in_stock = _fields(base, update)
     vectors = dict(base.vectors) if base is not None else {}
     is_text = base is not None and base.is_text
-    if space and embedding is not None:
-        vectors.pop(space, None)
-        vectors[space] = encode_vector(decode_vector(embedding))
-        if space == TEXT_SPACE:
-            is_text = False
-    elif not vectors or is_text:
-        unchanged = base is not None and (base.title, base.category) == (title, category)
-        if not (vectors and unchanged):
-            made = encode_text(title, category)
+    if update.space is not None and update.embedding is not None:
+        vectors.pop(update.space, None)
+        unit = decode_vector(update.embedding) if vector is None else vector
+        vectors[update.space] = encode_vector(unit)
+        is_text = is_text and update.space != TEXT_SPACE
+    is_same_text = base is not None and (base.title, base.category) == (title, category)
+    if not vectors or (is_text and not is_same_text):
+        made = encode_text(title, category)
+        is_text = made is not None
+        if made is None:
             vectors.pop(TEXT_SPACE, None)
-            if made is not None:
-                vectors[TEXT_SPACE] = base64.b64encode(
-                    np.ascontiguousarray(made, dtype="<f4").tobytes()
-                ).decode("ascii")
-            is_text = made is not None
+        else:
+            # In its place: a new text makes no space newer.
+            vectors[TEXT_SPACE] = encode_vector(made)
     while len(vectors) > MAX_SPACES:
         vectors.pop(next(iter(vectors)))
     return ProductRecord(
@@ -248,6 +231,24 @@ def merge(
     )
 
 
+def _fields(
+    base: ProductRecord | None, update: Product | PartialProduct
+) -> tuple[str, str, float | None, bool]:
+    """Return title, category, price and whether it is in stock, as they are after an update."""
+    if isinstance(update, Product):
+        return update.title, update.category, update.price, update.in_stock
+    if base is None:
+        detail = "a partial update of a product that is not there"
+        raise RejectedError(Reason.UNKNOWN_PRODUCT, detail)
+    # Not by one loop over the names: each field has a type of its own.
+    return (
+        base.title if isinstance(update.title, msgspec.UnsetType) else update.title,
+        base.category if isinstance(update.category, msgspec.UnsetType) else update.category,
+        base.price if isinstance(update.price, msgspec.UnsetType) else update.price,
+        base.in_stock if isinstance(update.in_stock, msgspec.UnsetType) else update.in_stock,
+    )
+
+
 def is_late(base: ProductRecord | None, update: Product | PartialProduct) -> bool:
     """Tell whether the shop has said something newer of the product, by its own times."""
     return (
@@ -256,11 +257,15 @@ def is_late(base: ProductRecord | None, update: Product | PartialProduct) -> boo
 
 
 def same(one: ProductRecord | None, other: ProductRecord | None) -> bool:
-    """Tell whether two records say the same of a product, whenever they were written."""
+    """Tell whether two records say the same of a product, whenever they were written.
+
+    ``updated_at`` counts: what is older than it must be known as late. So does the order of the
+    spaces, which says which of them leaves.
+    """
     if one is None or other is None:
         return one is other
-    return one == msgspec.structs.replace(
-        other, updated_us=one.updated_us, updated_at=one.updated_at
+    return list(one.vectors) == list(other.vectors) and one == msgspec.structs.replace(
+        other, updated_us=one.updated_us
     )
 
 

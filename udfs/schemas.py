@@ -156,11 +156,17 @@ class PartialProduct(msgspec.Struct, frozen=True, gc=False):
     product_id: Identifier
     title: str | msgspec.UnsetType = msgspec.UNSET
     category: str | msgspec.UnsetType = msgspec.UNSET
-    price: float | None | msgspec.UnsetType = msgspec.UNSET
+    price: float | msgspec.UnsetType | None = msgspec.UNSET
     in_stock: bool | msgspec.UnsetType = msgspec.UNSET
     space: Identifier | None = None
     embedding: list[float] | str | None = None
     updated_at: Timestamp | None = None
+
+
+class _Kind(msgspec.Struct, frozen=True, gc=False):
+    """What tells a partial update from a whole record."""
+
+    partial: bool | None = None
 
 
 class ProductLine(msgspec.Struct, frozen=True, gc=False):
@@ -195,7 +201,9 @@ class SpaceNotice(msgspec.Struct, frozen=True):
 
 _Wire = TypeVar("_Wire")
 _event_decoder = msgspec.json.Decoder(Event)
+_kind_decoder = msgspec.json.Decoder(_Kind)
 _product_decoder = msgspec.json.Decoder(Product)
+_partial_decoder = msgspec.json.Decoder(PartialProduct)
 _line_decoder = msgspec.json.Decoder(ProductLine)
 _notice_decoder = msgspec.json.Decoder(SpaceNotice)
 _any_decoder = msgspec.json.Decoder()
@@ -352,37 +360,85 @@ def _read_event(fields: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-def decode_product(key: str, payload: bytes) -> tuple[Product, NDArray[np.float32]]:
-    """Decode and validate one upsert of the catalogue topic.
+def decode_product(
+    key: str,
+    payload: bytes,
+    kafka_ms: int = MAX_TIMESTAMP_MS,
+    max_future_ms: int = MAX_FUTURE_MS,
+) -> tuple[Product | PartialProduct, NDArray[np.float32] | None]:
+    """Decode and validate one record of the catalogue topic that has a value: whole or partial.
+
+    Args:
+        key: The record key, one character a byte (ISO-8859-1); empty where it is missing.
+        payload: The record value.
+        kafka_ms: The record's Kafka time, epoch milliseconds: ``updated_at`` far behind it is in
+            the future, and would keep out all that follows.
+        max_future_ms: How far ahead of ``kafka_ms`` it may be.
 
     Returns:
-        The product and its vector, shape (d,), scaled to length 1.
+        The product or what is said of it, and its vector, shape (d,), scaled to length 1; None
+        where the record has no vector.
 
     Raises:
         RejectedError: The record must go to the dead letters.
     """
     if len(payload) > MAX_PRODUCT_BYTES:
         raise RejectedError(Reason.TOO_LARGE, f"{len(payload)} bytes, at most {MAX_PRODUCT_BYTES}")
-    product = _decode(_product_decoder, payload, product_fields)
+    product: Product | PartialProduct
+    if _decode(_kind_decoder, payload).partial:
+        product = _decode(_partial_decoder, payload, product_fields)
+    else:
+        product = _decode(_product_decoder, payload, product_fields)
     if not key:
         raise RejectedError(Reason.MISSING_KEY, "the record key must be the product id")
     if not key_matches(key, product.product_id):
         raise RejectedError(Reason.KEY_MISMATCH, "the record key differs from product_id")
     _check_product(product)
-    if product.price is not None and not math.isfinite(product.price):
+    if isinstance(product.price, float) and not math.isfinite(product.price):
         raise RejectedError(Reason.INVALID_FIELD, "price is not finite")
-    if product.rebuy_days is not None and not math.isfinite(product.rebuy_days):
-        raise RejectedError(Reason.INVALID_FIELD, "rebuy_days is not finite")
-    for weight in (product.related or {}).values():
-        if not abs(weight) <= MAX_RELATED_WEIGHT:
-            detail = f"a weight of related must be within ±{MAX_RELATED_WEIGHT:g}, not {weight}"
-            raise RejectedError(Reason.INVALID_FIELD, detail)
+    _check_updated_at(product.updated_at, kafka_ms + max_future_ms)
+    if isinstance(product, Product):
+        _check_related(product)
+    if (product.space is None) != (product.embedding is None):
+        detail = "space and embedding belong together: both or neither"
+        raise RejectedError(Reason.MISSING_FIELD, detail)
+    if product.embedding is None:
+        return product, None
     vector = decode_vector(product.embedding)
     if product.space == TEXT_SPACE and len(vector) != TEXT_DIMENSIONS:
         # A search's vector, made by the encoder, would not fit its products'.
         detail = f"{len(vector)} dimensions; the space {TEXT_SPACE} has {TEXT_DIMENSIONS}"
         raise RejectedError(Reason.WRONG_LENGTH, detail)
     return product, vector
+
+
+def _check_updated_at(updated_at: int | None, latest_ms: int) -> None:
+    if updated_at is None:
+        return
+    if updated_at < MIN_TIMESTAMP_MS:
+        detail = f"updated_at {updated_at} is before the year 2000; is it in seconds?"
+        raise RejectedError(Reason.INVALID_FIELD, detail)
+    if updated_at > latest_ms:
+        detail = f"updated_at {updated_at} is far ahead of the time at which Kafka got the record"
+        raise RejectedError(Reason.IN_THE_FUTURE, detail)
+
+
+def _check_related(product: Product) -> None:
+    if product.rebuy_days is not None and not math.isfinite(product.rebuy_days):
+        raise RejectedError(Reason.INVALID_FIELD, "rebuy_days is not finite")
+    for weight in (product.related or {}).values():
+        check_related_weight(weight)
+
+
+def check_related_weight(weight: float) -> None:
+    """Check how strongly a product may be related to another.
+
+    Raises:
+        RejectedError: It is too much, or no number.
+    """
+    if not abs(weight) <= MAX_RELATED_WEIGHT:
+        detail = f"a weight of related must be within ±{MAX_RELATED_WEIGHT:g}, not {weight}"
+        raise RejectedError(Reason.INVALID_FIELD, detail)
 
 
 def decode_product_line(payload: bytes) -> ProductLine:
@@ -396,7 +452,7 @@ def decode_product_line(payload: bytes) -> ProductLine:
     return line
 
 
-def _check_product(product: Product | ProductLine) -> None:
+def _check_product(product: Product | PartialProduct | ProductLine) -> None:
     check_product_id(product.product_id)
     _check_text("title", product.title, MAX_TITLE_BYTES)
     _check_text("category", product.category, MAX_CATEGORY_BYTES)
@@ -415,7 +471,9 @@ def check_product_id(product_id: str) -> None:
         raise RejectedError(Reason.INVALID_FIELD, f"product_id: {_RESERVED}")
 
 
-def _check_text(name: str, text: str, most: int) -> None:
+def _check_text(name: str, text: str | msgspec.UnsetType, most: int) -> None:
+    if isinstance(text, msgspec.UnsetType):
+        return
     # No character takes more than four.
     if 4 * len(text) > most and len(text.encode()) > most:
         detail = f"{name} has {len(text.encode())} bytes of UTF-8, at most {most}"

@@ -13,8 +13,9 @@ import pytest
 
 from connectors.cassandra_schema import DEFAULT_EVENT_TTL_DAYS, create_schema
 from connectors.cassandra_session import CassandraOptions, Silence, connect
-from connectors.cassandra_writer import CassandraWriter, WaitInterruptedError, WriterConfig
+from connectors.cassandra_writer import CassandraWriter, WriterConfig
 from connectors.erasure_tool import erased_users
+from connectors.patience import WaitInterruptedError
 from connectors.recommendation_store import (
     CassandraRecommendationStore,
     Erasure,

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("udfs", "connectors", "job", "api", "evaluation")
-PYFLINK_IN_UDFS = {"udfs.recommender_function"}
+PYFLINK_IN_UDFS = {"udfs.recommender_function", "udfs.catalogue_function"}
 # What a room may import of the other rooms.
 ALLOWED = {
     "udfs": {"udfs"},
@@ -22,7 +22,13 @@ ALLOWED = {
     "evaluation": {"evaluation", "udfs"},
 }
 OTHERS = {*ROOMS, "local", "benchmarks", "tests"}
-UDFS_FOR_CONNECTORS = {"udfs.schemas", "udfs.metrics", "udfs.memory", "udfs.trending"}
+UDFS_FOR_CONNECTORS = {
+    "udfs.schemas",
+    "udfs.product_record",
+    "udfs.metrics",
+    "udfs.memory",
+    "udfs.trending",
+}
 
 
 def sources() -> dict[str, Path]:
