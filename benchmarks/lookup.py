@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workload import Workload
-from udfs.index import ExactIndex
+from udfs.index import ExactIndex, SlotTable
 from udfs.inverted import InvertedIndex
 from udfs.query_encoder import encode_texts
 
@@ -114,10 +114,11 @@ def contestants(vectors: FloatMatrix, k: int) -> dict[str, Callable[[FloatMatrix
 
     faiss.omp_set_num_threads(1)
     dimensions = vectors.shape[1]
-    ours, lists = ExactIndex(dimensions), InvertedIndex(dimensions)
-    for row, vector in enumerate(vectors):
-        ours.upsert(str(row), vector)
-        lists.upsert(str(row), vector)
+    slots = SlotTable()
+    numbers = slots.extend([str(row) for row in range(len(vectors))])
+    ours, lists = ExactIndex(dimensions, slots), InvertedIndex(dimensions, slots)
+    ours.extend(numbers, vectors)
+    lists.extend(numbers, vectors)
     flat = faiss.IndexFlatIP(dimensions)
     flat.add(vectors)
     # As many lists as ours, and of them so many that the recall is about that of ours.

@@ -137,14 +137,18 @@ class Bench:
     def submit(
         self, keyspace: str, suffix: str, parallelism: int, settings: dict[str, str], *more: str
     ) -> str:
-        """Submit our job as a user would; returns its id."""
+        """Submit our job as a user would, with topics that it writes; returns its id."""
         stack = self.stack
+        for name in ("products", "related"):
+            self.topic(f"{name}{suffix}", 4, cleanup_policy="compact")
         arguments = [
             f"--kafka-bootstrap={stack.kafka.bootstrap}",
             f"--kafka-group=ours{suffix}",
             f"--events-topic=events{suffix}",
             f"--catalogue-topic=catalogue{suffix}",
             f"--dead-letters-topic=dead-letters{suffix}",
+            f"--products-topic=products{suffix}",
+            f"--related-topic=related{suffix}",
             f"--cassandra-hosts={stack.cassandra.host}",
             f"--cassandra-port={stack.cassandra.port}",
             f"--cassandra-keyspace={keyspace}",

@@ -50,10 +50,11 @@ from numpy.typing import NDArray
 
 from udfs.catalogue import Catalogue as JobCatalogue
 from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, LexicalIndex
+from udfs.product_record import VERSION, ProductRecord
 from udfs.query_encoder import SPACE, encode_products, encode_query, encode_texts
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig, Touched, recommend
-from udfs.schemas import Event, PendingEvent, Product
+from udfs.schemas import Event, PendingEvent, encode_vector
 
 FloatMatrix = NDArray[np.float32]
 DATA: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -261,11 +262,25 @@ class View:
             )
         vectors = np.concatenate(parts)
         lexical = LexicalIndex()
-        job = JobCatalogue(encoder=encode_query, encoder_space=SPACE)
-        for row, product in enumerate(zip(catalogue.ids, titles, categories, strict=True)):
+        for product in zip(catalogue.ids, titles, categories, strict=True):
             lexical.upsert(*product)
-            if vectors[row].any():
-                job.upsert(Product(product[0], SPACE, "", *product[1:]), vectors[row])
+        records = (
+            ProductRecord(
+                VERSION,
+                catalogue.ids[row],
+                titles[row],
+                categories[row],
+                None,
+                True,
+                {SPACE: encode_vector(vectors[row])},
+                is_text=True,
+                first_seen_ms=0,
+                updated_us=0,
+            )
+            for row in np.flatnonzero(vectors.any(axis=1)).tolist()
+        )
+        job = JobCatalogue(encoder=encode_query, encoder_space=SPACE)
+        job.load(records, [], None)
         row_of = {product_id: row for row, product_id in enumerate(catalogue.ids)}
         return cls(vectors, TfIdf(texts), lexical, job, row_of)
 

@@ -29,9 +29,10 @@ from benchmarks.workload import SPACE, Workload
 from udfs.catalogue import Catalogue
 from udfs.index import ExactIndex, NearestNeighbours
 from udfs.inverted import InvertedIndex
+from udfs.product_record import VERSION, ProductRecord, RelatedRow
 from udfs.profile import Profile, update_profiles
 from udfs.recommend import RecommendConfig, Touched, recommend
-from udfs.schemas import Event, EventType, PendingEvent, Product
+from udfs.schemas import Event, EventType, PendingEvent, encode_vector
 
 NOW_MS = 1_732_300_000_000
 KINDS: tuple[EventType, ...] = ("click", "click", "click", "scroll", "add_to_cart", "purchase")
@@ -40,12 +41,32 @@ KINDS: tuple[EventType, ...] = ("click", "click", "click", "scroll", "add_to_car
 def catalogue(products: int, related: int) -> Catalogue:
     """Fill a catalogue; ``related`` is how many each product names."""
     rng = np.random.default_rng(5)
+    records = (
+        ProductRecord(
+            VERSION,
+            f"p{at}",
+            "",
+            f"c{at % 100}",
+            None,
+            True,
+            {SPACE: encode_vector(vector)},
+            is_text=False,
+            first_seen_ms=NOW_MS,
+            updated_us=1000 * NOW_MS,
+        )
+        for at, vector in enumerate(Workload(products=products).vectors())
+    )
+    weights = [1 / (1 + place) for place in range(related)]
+    rows = (
+        RelatedRow(
+            VERSION,
+            f"p{at}",
+            dict(zip(map("p{}".format, rng.integers(0, products, related)), weights, strict=True)),
+        )
+        for at in range(products)
+    )
     made = Catalogue()
-    for at, vector in enumerate(Workload(products=products).vectors()):
-        others = rng.integers(0, products, related).tolist()
-        weights = {f"p{other}": 1 / (1 + place) for place, other in enumerate(others)}
-        product = Product(f"p{at}", SPACE, "", category=f"c{at % 100}", related=weights or None)
-        made.upsert(product, vector)
+    made.load(records, rows, None)
     return made
 
 
@@ -65,24 +86,22 @@ def events(user: int, count: int, start_ms: int, products: int) -> list[Event]:
 
 
 def indexes(made: Catalogue) -> dict[str, NearestNeighbours]:
-    """Make both indexes of a catalogue's products."""
-    vectors = {name: made.product_vector(name) for name in map("p{}".format, range(len(made)))}
+    """Make both indexes of a catalogue's products, the lists at once and one by one."""
+    slots = np.arange(len(made), dtype=np.int32)
+    vectors = made.vectors(slots)
     found: dict[str, NearestNeighbours] = {}
-    for index in (ExactIndex(made.dimensions, made.slots),
-                  InvertedIndex(made.dimensions, made.slots)):  # fmt: skip
+    for kind, one_by_one in ((ExactIndex, False), (InvertedIndex, False), (InvertedIndex, True)):
+        index = kind(made.dimensions, made.slots)
         started = time.process_time()
         slowest = 0.0
-        for name, vector in vectors.items():
-            assert vector is not None
+        for part in np.array_split(slots, len(slots) if one_by_one else 1):
             began = time.process_time()
-            index.upsert(name, vector)
+            index.extend(part, vectors[part])
             slowest = max(slowest, time.process_time() - began)
         seconds = time.process_time() - started
-        kind = type(index).__name__
-        print(
-            f"{kind}: filled in {seconds:.1f} s of CPU, the slowest upsert {slowest * 1e3:.0f} ms"
-        )
-        found[kind] = index
+        name = f"{kind.__name__}{' one by one' if one_by_one else ''}"
+        print(f"{name}: {seconds:.1f} s of CPU, the slowest call {slowest * 1e3:.0f} ms")
+        found[name] = index
     return found
 
 

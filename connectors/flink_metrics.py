@@ -16,15 +16,16 @@ SUMS: Final = (
     *("events", "updates", "lookups", "dead_letters", "duplicates", "write_retries"),
     *("refused_events", "refused_rows", "reconnects", "erasures_unconfirmed"),
     *("unresolved_events", "erased_events", "opted_out_events"),
+    *("catalogue_updates", "late_updates"),
 )
 MAXIMA: Final = (
     *("freshness_p50_ms", "freshness_p99_ms", "write_latency_p50_ms", "write_latency_p99_ms"),
     *("catalogue_size", "lookup_batch_size"),
 )
 LAG: Final = "pendingRecords"
-# Names of the tasks of the recommender and its sources.
+# Names of the tasks of the recommender, the catalogue and their sources.
 RECOMMENDER_TASKS: Final = re.compile(
-    r"^recommender|^Source: .*(events|catalogue|heartbeat)-source"
+    r"^(recommender|catalogue)|^Source: .*(events|catalogue-records|products|related)-source"
 )
 # Metrics that one request asks for: their names stand in its address.
 _AT_ONCE: Final = 50

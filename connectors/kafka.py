@@ -1,4 +1,4 @@
-"""Kafka sources and the dead-letter sink, through Flink's Table connector for Kafka.
+"""Kafka sources and sinks, through Flink's Table connector for Kafka.
 
 The Table connector is the one that gives Python key, value, partition and offset without any
 Python running for it: the rows come out of Java as they are.
@@ -16,9 +16,9 @@ from pyflink.common.typeinfo import TypeInformation
 from pyflink.datastream import DataStream, KeyedStream
 from pyflink.java_gateway import get_gateway
 from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.table.expressions import col
 
 from connectors.dead_letters import MAX_RECORD_BYTES
-from udfs.schemas import HEARTBEAT_PARTITION
 
 # A record's Kafka time in epoch milliseconds, of the column `at`. Flink casts a time to no number,
 # and counts seconds between times as INT, which from 1970 on ends in 2038. A record without a time
@@ -28,8 +28,6 @@ AT_MS: Final = (
     "((CAST(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(946684800000, 3), `at`) AS BIGINT) + 946684800)"
     " * 1000 + EXTRACT(MILLISECOND FROM `at`))"
 )
-# How soon the last of many changed products are saved.
-HEARTBEATS_A_SECOND: Final = 4
 # New partitions are found while the job runs.
 DISCOVERY_INTERVAL: Final = "60 s"
 SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka."
@@ -91,7 +89,7 @@ def _source(
     topic: str,
     name: str,
     columns: str,
-    start: str,
+    start: Mapping[str, str],
     row: TypeInformation,
 ) -> DataStream:
     """Read a topic as rows of ``columns``, typed as ``row`` for the Python operators behind."""
@@ -103,8 +101,8 @@ def _source(
             "key.raw.charset": "ISO-8859-1",
             "properties.group.id": options.group_id,
             "properties.auto.offset.reset": "earliest",
-            "scan.startup.mode": start,
             "scan.topic-partition-discovery.interval": DISCOVERY_INTERVAL,
+            **start,
         },
     )
     tables.execute_sql(
@@ -177,38 +175,59 @@ def keyed_by_first(stream: DataStream, row: TypeInformation) -> KeyedStream:
     return KeyedStream(stream._j_data_stream.keyBy(selector, key), row, stream)
 
 
-def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: str) -> KeyedStream:
-    """Read the events topic as framed records, keyed in Java by the record key.
+def _framed(
+    tables: StreamTableEnvironment, options: KafkaOptions, topic: str, name: str, start: str
+) -> KeyedStream:
+    """Read a topic as framed records, keyed in Java by the record key.
 
     The frame (:func:`udfs.schemas.frame_record`) is put around the value in SQL: PyFlink makes a
-    Python Row of every nested row, which costs more than to decode the event.
-
-    From the committed offsets of the group, or the earliest where there are none; a restored job
-    goes on from its checkpoint whatever the group says.
+    Python Row of every nested row, which costs more than to decode the record.
     """
     row = Types.ROW([Types.STRING(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
     stream = _source(
         tables,
         options,
         topic,
-        "events-source",
+        name,
         "ENCODE(CONCAT(CAST(`partition` AS STRING), ' ', CAST(`offset` AS STRING), ' ',"
         f" CAST({AT_MS} AS STRING),"
         " CASE WHEN `value` IS NULL THEN ' n ' ELSE ' v ' END,"
         " COALESCE(DECODE(`value`, 'ISO-8859-1'), '')), 'ISO-8859-1') AS `record`",
-        "group-offsets",
+        {"scan.startup.mode": start},
         row,
     )
     return keyed_by_first(stream, row)
 
 
+def event_stream(tables: StreamTableEnvironment, options: KafkaOptions, topic: str) -> KeyedStream:
+    """Read the events topic as framed records, by user id.
+
+    From the committed offsets of the group, or the earliest where there are none; a restored job
+    goes on from its checkpoint whatever the group says.
+    """
+    return _framed(tables, options, topic, "events-source", "group-offsets")
+
+
 def catalogue_stream(
     tables: StreamTableEnvironment, options: KafkaOptions, topic: str
-) -> DataStream:
-    """Read the catalogue topic from its beginning.
+) -> KeyedStream:
+    """Read the catalogue topic as framed records, by product id, from its beginning."""
+    return _framed(tables, options, topic, "catalogue-records-source", "earliest-offset")
 
-    Rows are (key, value or null, partition, offset, Kafka time in epoch milliseconds). Between the
-    records come heartbeats, see :data:`udfs.schemas.HEARTBEAT_PARTITION`.
+
+def products_stream(
+    tables: StreamTableEnvironment,
+    options: KafkaOptions,
+    products_topic: str,
+    related_topic: str,
+    since_ms: int,
+) -> DataStream:
+    """Read what changes in the topics of products and of what is related to them.
+
+    What is older than ``since_ms`` (epoch milliseconds) the operators read themselves.
+
+    Rows are (key, value or null, partition, offset, Kafka time in epoch milliseconds, topic: 0 for
+    products, 1 for what is related).
     """
     row = Types.ROW(
         [
@@ -217,31 +236,46 @@ def catalogue_stream(
             Types.INT(),
             Types.LONG(),
             Types.LONG(),
+            Types.INT(),
         ]
     )
-    columns = f"`value`, `partition`, `offset`, {AT_MS} AS `at`"
-    stream = _source(tables, options, topic, "catalogue-source", columns, "earliest-offset", row)
-    return stream.union(_heartbeats(tables, "heartbeat-source", row))
-
-
-def _heartbeats(tables: StreamTableEnvironment, name: str, row: TypeInformation) -> DataStream:
-    """Make rows as of the catalogue topic, without a value, ``HEARTBEATS_A_SECOND``."""
-    tables.execute_sql(
-        f"CREATE TEMPORARY TABLE `{name}` (`n` BIGINT) WITH ('connector' = 'datagen',"
-        f" 'rows-per-second' = '{HEARTBEATS_A_SECOND}')"
+    start = {"scan.startup.mode": "timestamp", "scan.startup.timestamp-millis": str(since_ms)}
+    products, related = (
+        _source(
+            tables,
+            options,
+            topic,
+            name,
+            f"`value`, `partition`, `offset`, {AT_MS} AS `at`, {number} AS `topic`",
+            start,
+            row,
+        )
+        for number, (topic, name) in enumerate(
+            ((products_topic, "products-source"), (related_topic, "related-source"))
+        )
     )
-    table = tables.sql_query(
-        "SELECT CAST('' AS STRING) AS `key`, CAST(NULL AS BYTES) AS `value`,"
-        f" {HEARTBEAT_PARTITION} AS `partition`, CAST(0 AS BIGINT) AS `offset`,"
-        f" CAST(0 AS BIGINT) AS `at` FROM `{name}`"
-    )
-    return typed(tables.to_data_stream(table), name, row)
+    return products.union(related)
 
 
-def dead_letter_sink(
-    tables: StreamTableEnvironment, options: KafkaOptions, topic: str, letters: DataStream
+def record_sink(
+    tables: StreamTableEnvironment,
+    options: KafkaOptions,
+    topic: str,
+    name: str,
+    rows: DataStream,
+    kind: str | None = None,
 ) -> None:
-    """Write dead letters (typed as :func:`connectors.dead_letters.row_type`) at least once."""
+    """Write records at least once; one without a value has a null value, a tombstone.
+
+    Args:
+        tables: The environment.
+        options: Where Kafka is.
+        topic: Where to.
+        name: Of the sink; its operators get uids that begin so.
+        rows: Typed as :func:`connectors.dead_letters.row_type`, or as
+            :func:`udfs.catalogue_function.row_type`, which has a kind before that.
+        kind: Which of the latter are meant; None: all there are.
+    """
     settings = _table_options(
         options,
         topic,
@@ -251,21 +285,20 @@ def dead_letter_sink(
             "properties.max.request.size": str(2 * MAX_RECORD_BYTES),
         },
     )
-    name = "dead-letters-sink"
     tables.execute_sql(
         f"CREATE TEMPORARY TABLE `{name}` (`key` BYTES, `value` BYTES,"
         f" `headers` MAP<STRING, BYTES> METADATA) WITH ({settings})"
     )
-    schema = (
-        Schema.new_builder()
-        .column("key", "BYTES")
-        .column("value", "BYTES")
-        .column("headers", "MAP<STRING, BYTES>")
-        .build()
-    )
+    schema = Schema.new_builder()
+    if kind is not None:
+        schema.column("kind", "STRING")
+    schema.column("key", "BYTES").column("value", "BYTES").column("headers", "MAP<STRING, BYTES>")
+    table = tables.from_data_stream(rows, schema.build())
+    if kind is not None:
+        table = table.where(col("kind") == kind).select(col("key"), col("value"), col("headers"))
     statements = tables.create_statement_set()
-    statements.add_insert(f"`{name}`", tables.from_data_stream(letters, schema))
-    environment = letters.get_execution_environment()._j_stream_execution_environment
+    statements.add_insert(f"`{name}`", table)
+    environment = rows.get_execution_environment()._j_stream_execution_environment
     known = environment.getTransformations().size()
     statements.attach_as_datastream()
     transformations = environment.getTransformations()

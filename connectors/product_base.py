@@ -137,6 +137,6 @@ def _base(row: tuple[Any, ...]) -> ProductRecord:
         {},
         False,
         updated_ms,
-        # The row's own time of writing is at most so.
-        updated_ms * 1000 + 999,
+        # The row's own time of writing is at most so: the driver reads times as float seconds.
+        updated_ms * 1000 + 1999,
     )

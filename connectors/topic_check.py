@@ -33,6 +33,13 @@ class Topics(NamedTuple):
     events: str
     catalogue: str
     dead_letters: str
+    products: str
+    related: str
+
+    @property
+    def compacted(self) -> tuple[str, ...]:
+        """Those of products, of which the newest record counts."""
+        return self.catalogue, self.products, self.related
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,6 @@ class Found:
     """Topics that do not exist."""
     not_told: Mapping[str, str] = field(default_factory=dict)
     """Why nothing is known of a topic."""
-    catalogue_ends: Mapping[int, int] = field(default_factory=dict)
-    """End offset of each partition of the catalogue."""
 
 
 def problems(topics: Topics, found: Found, bootstrap: str) -> list[str]:
@@ -73,7 +78,7 @@ def problems(topics: Topics, found: Found, bootstrap: str) -> list[str]:
 
 
 def _created_with(topics: Topics, topic: str) -> Mapping[str, object]:
-    if topic == topics.catalogue:
+    if topic in topics.compacted:
         return {"cleanup.policy": "compact"}
     return {"retention.ms": 30 * MS_A_DAY} if topic == topics.dead_letters else {}
 
@@ -84,13 +89,13 @@ def _wrong(
     """Name each setting that is wrong, why, and a value that is right; no one that is not told."""
     policy = settings.get("cleanup.policy")
     policies = None if policy is None else {part.strip() for part in policy.split(",")}
-    if topic == topics.catalogue:
+    if topic in topics.compacted:
         if policies not in (None, {"compact"}):
             why = "the newest record of each product must stay: compact"
             yield "cleanup.policy", why, "compact"
         tombstones_ms = _number(settings, "delete.retention.ms")
         if tombstones_ms is not None and 0 <= tombstones_ms < MS_A_DAY:
-            why = f"a job that was away for a day must hear of deletions: at least {MS_A_DAY}"
+            why = f"who was away for a day must hear of deletions: at least {MS_A_DAY}"
             yield "delete.retention.ms", why, MS_A_DAY
         return
     if policies not in (None, {"delete"}):
@@ -118,7 +123,7 @@ def _number(settings: Mapping[str, str], name: str) -> int | None:
 
 
 def ask(topics: Topics, options: KafkaOptions) -> Found:
-    """Ask Kafka for the topics' settings and for the ends of the catalogue.
+    """Ask Kafka for the topics' settings.
 
     Raises:
         TopicError: It does not answer, or does not let the job in.
@@ -126,29 +131,24 @@ def ask(topics: Topics, options: KafkaOptions) -> Found:
     settings: dict[str, dict[str, str]] = {}
     missing: set[str] = set()
     not_told: dict[str, str] = {}
-    ends: dict[int, int] = {}
     with _admin(options) as admin:
-        partitions: dict[str, int] = {}
+        there: list[str] = []
         described = admin.describeTopics(_java_list(topics)).topicNameValues()
         for topic in topics:
             try:
-                partitions[topic] = described.get(topic).get().partitions().size()
+                described.get(topic).get()
+                there.append(topic)
             except Py4JJavaError as error:
                 if _kind(error) == _NO_TOPIC:
                     missing.add(topic)
                 else:
                     not_told[topic] = _why_not_told(error, options)
-        for topic in partitions:
+        for topic in there:
             try:
                 settings[topic] = _settings(admin, topic)
             except Py4JJavaError as error:
                 not_told[topic] = _why_not_told(error, options)
-        if topics.catalogue in partitions:
-            try:
-                ends = _ends(admin, topics.catalogue, partitions[topics.catalogue])
-            except Py4JJavaError as error:
-                not_told[topics.catalogue] = _why_not_told(error, options)
-    return Found(settings, frozenset(missing), not_told, ends)
+    return Found(settings, frozenset(missing), not_told)
 
 
 def _why_not_told(error: Py4JJavaError, options: KafkaOptions) -> str:
@@ -229,15 +229,3 @@ def _settings(admin: Any, topic: str) -> dict[str, str]:
 def _told(entries: Iterable[Any]) -> dict[str, str]:
     """Return the settings that have a value: not every broker of the protocol has all."""
     return {str(entry.name()): str(entry.value()) for entry in entries if entry.value()}
-
-
-def _ends(admin: Any, topic: str, partitions: int) -> dict[int, int]:
-    wanted = get_gateway().jvm.java.util.HashMap()
-    places = [_java("common.TopicPartition")(topic, number) for number in range(partitions)]
-    for place in places:
-        wanted.put(place, _java("clients.admin.OffsetSpec").latest())
-    answer = admin.listOffsets(wanted)
-    return {
-        number: int(answer.partitionResult(place).get().offset())
-        for number, place in enumerate(places)
-    }

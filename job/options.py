@@ -14,6 +14,7 @@ from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
 from connectors.kafka import KafkaOptions
 from connectors.librdkafka import librdkafka_settings
+from udfs.catalogue_function import CatalogueConfig
 from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig
@@ -45,9 +46,12 @@ class JobOptions:
     cassandra: CassandraOptions = field(default_factory=CassandraOptions)
     writer: WriterConfig = field(default_factory=WriterConfig)
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     trending: TrendingConfig = field(default_factory=TrendingConfig)
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
+    products_topic: str = "products"
+    related_topic: str = "related"
     dead_letters_topic: str = "dead-letters"
     topic_check: str = TOPIC_CHECKS[0]
     librdkafka_properties: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -199,15 +203,34 @@ def parser() -> argparse.ArgumentParser:
             f" {secret}",
         )
     add(group, "events-topic", str, topics.events_topic, "topic of events")
-    add(group, "catalogue-topic", str, topics.catalogue_topic, "compacted topic of products")
+    add(
+        group,
+        "catalogue-topic",
+        str,
+        topics.catalogue_topic,
+        "compacted topic of what the shop says of products, whole or in parts",
+    )
+    add(
+        group,
+        "products-topic",
+        str,
+        topics.products_topic,
+        "compacted topic that the job writes: products, whole and valid",
+    )
+    add(
+        group,
+        "related-topic",
+        str,
+        topics.related_topic,
+        "compacted topic that the job writes: what is related to a product",
+    )
     add(group, "dead-letters-topic", str, topics.dead_letters_topic, "topic of rejected records")
     group.add_argument(
         "--topic-check",
         choices=TOPIC_CHECKS,
         default=topics.topic_check,
         help="what to do where a topic is missing or not configured as the job needs it, or Kafka"
-        " does not answer: fail, warn, or off: ask Kafka nothing, also not how far the catalogue"
-        " must be read before it is complete",
+        " does not answer: fail, warn, or off: ask Kafka nothing",
     )
 
     cassandra = CassandraOptions()
@@ -265,12 +288,28 @@ def parser() -> argparse.ArgumentParser:
         f" letters; none: every id is a user's (default: {', '.join(sorted(PLACEHOLDER_IDS))},"
         " and blank ones)",
     )
+    group = result.add_argument_group("Catalogue")
+    add(
+        group,
+        "catalogue-tick-ms",
+        int,
+        CatalogueConfig().tick_ms,
+        "time in which changes of products are put together before they are saved",
+    )
     profile = recommender.recommend.profile
     group = result.add_argument_group("Recommender")
     add(group, "list-length", int, recommender.recommend.list_length, "recommendations a user")
     add(group, "tick-ms", int, recommender.tick_ms, "time between a user's lookups; 0: each event")
+    add(group, "min-tick-ms", int, recommender.min_tick_ms, "the tick of an idle machine, at least")
     add(group, "tick-max-ms", int, recommender.tick_max_ms, "the tick under load, at most")
     add(group, "max-pending", int, recommender.max_pending, "events of a tick and subtask")
+    add(
+        group,
+        "max-moves-per-minute",
+        int,
+        recommender.max_moves_per_minute,
+        "events of a user and minute that move the profile, others are saved alone; 0: all do",
+    )
     add(group, "fast-half-life-s", float, profile.fast_half_life_s, "half-life of the fast sum, s")
     add(group, "slow-half-life-s", float, profile.slow_half_life_s, "half-life of the slow sum, s")
     add(group, "fast-share", float, profile.fast_share, "share of the fast direction, 0 to 1")
@@ -398,6 +437,13 @@ def parser() -> argparse.ArgumentParser:
         recommender.space_switch_share,
         "share of the products that a new embedding space needs to be switched to",
     )
+    add(
+        group,
+        "product-list-length",
+        int,
+        recommender.product_list_length,
+        "products of each list by product; 0: none are made",
+    )
     trending = TrendingConfig()
     add(
         group,
@@ -416,7 +462,13 @@ def parser() -> argparse.ArgumentParser:
         "for how long an event that comes again (same user, id and product) is known and not"
         " counted for trending, seconds; 360 bytes of heap an event; 0: it counts again",
     )
-    add(group, "dimensions", int, recommender.dimensions, "required vector length; 0: any")
+    add(
+        group,
+        "dimensions",
+        int,
+        recommender.dimensions,
+        "required length of the shop's vectors; 0: any",
+    )
     group.add_argument(
         "--execution-mode",
         choices=(THREAD_MODE, PROCESS_MODE),
@@ -487,9 +539,13 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 ),
                 # Infinity and NaN become a number that is refused.
                 max_future_ms=round(min(1e9, given.max_future_s) * 1000),
-                **_same_names(
-                    given, RecommenderConfig, "recommend", "max_future_ms", "catalogue_ends"
-                ),
+                **_same_names(given, RecommenderConfig, "recommend", "max_future_ms"),
+            ),
+            catalogue=CatalogueConfig(
+                given.catalogue_tick_ms,
+                given.dimensions,
+                given.catalogue_topic,
+                round(min(1e9, given.max_future_s) * 1000),
             ),
             trending=TrendingConfig(
                 given.trending_half_life_hours, given.trending_length, given.trending_duplicate_s
@@ -502,6 +558,7 @@ def parse(arguments: Sequence[str]) -> JobOptions:
                 "cassandra",
                 "writer",
                 "recommender",
+                "catalogue",
                 "trending",
                 "librdkafka_properties",
             ),

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pyflink.datastream import DataStream, KeyedStream
+from pyflink.datastream import DataStream, KeyedStream, RuntimeContext
 
-from connectors.cassandra_sink import CassandraSink, WriterFactory
-from connectors.dead_letters import row_type
+from connectors import dead_letters
+from connectors.dead_letters import to_row
 from job import uids
+from udfs import catalogue_function
+from udfs.catalogue_function import BaseReader, CatalogueConfig, CatalogueFunction
+from udfs.ports import BatchSaver, TopicReader
 from udfs.recommender_function import RecommenderConfig, RecommenderFunction, catalogue_descriptor
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """What the topology reads from and writes to."""
+    """What the topology reads from and writes to; what holds sockets is made where it runs."""
 
     events: KeyedStream
-    """Framed records (``udfs.schemas.frame_record``), keyed by user id."""
-    catalogue: DataStream
-    """Row(key, value or null, partition, offset)."""
-    writer: WriterFactory
-    """Makes the Cassandra writer on the TaskManager."""
-    dead_letters: Callable[[DataStream], None]
-    """Takes the stream of dead letters: Row(key, value, headers)."""
+    """Framed records (``udfs.schemas.frame_record``) by user id."""
+    catalogue: KeyedStream
+    """Framed records by product id."""
+    products: DataStream
+    """Rows of ``connectors.kafka.products_stream``."""
+    saver: Callable[[RuntimeContext], BatchSaver]
+    """Makes what saves to Cassandra."""
+    bases: Callable[[], BaseReader]
+    """Makes what reads the rows of products."""
+    reader: Callable[[Sequence[str]], TopicReader]
+    """Makes what reads the topics of these names whole."""
+    letters: Callable[[DataStream], None]
+    """Takes the recommender's dead letters: Row(key, value, headers)."""
+    records: Callable[[DataStream], None]
+    """Takes what the catalogue operator emits: Row(kind, key, value, headers)."""
+
+
+def build_catalogue(endpoints: Endpoints, config: CatalogueConfig) -> DataStream:
+    """Connect the catalogue operator; returns what it emits."""
+    function = CatalogueFunction(config, endpoints.saver, endpoints.bases, to_row)
+    records = (
+        endpoints.catalogue.process(function, output_type=catalogue_function.row_type())
+        .uid(uids.CATALOGUE)
+        .name(uids.CATALOGUE)
+    )
+    endpoints.records(records)
+    return records
 
 
 def build_topology(endpoints: Endpoints, config: RecommenderConfig) -> DataStream:
-    """Connect sources, recommender and sinks; returns the stream of dead letters."""
-    recommended = (
-        endpoints.events.connect(endpoints.catalogue.broadcast(catalogue_descriptor()))
-        .process(RecommenderFunction(config))
+    """Connect the recommender; returns its dead letters."""
+    function = RecommenderFunction(config, endpoints.saver, endpoints.reader, to_row)
+    letters = (
+        endpoints.events.connect(endpoints.products.broadcast(catalogue_descriptor()))
+        .process(function, output_type=dead_letters.row_type())
         .uid(uids.RECOMMENDER)
         .name(uids.RECOMMENDER)
     )
-    letters = (
-        recommended.process(
-            CassandraSink(endpoints.writer, config.events_topic), output_type=row_type()
-        )
-        .uid(uids.CASSANDRA_SINK)
-        .name(uids.CASSANDRA_SINK)
-    )
-    endpoints.dead_letters(letters)
+    endpoints.letters(letters)
     return letters

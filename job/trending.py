@@ -4,7 +4,7 @@ Nothing here touches the recommender's chain: the queries read the topics on the
 finished lists, one a scope and mini-batch, reach Python.
 
     events ── first of each ── decayed sum a product and epoch ─┐
-    catalogue ── category, stock, first seen ───────────────────┴─ join ── top of each category
+    products ─── category, stock, first seen ───────────────────┴─ join ── top of each category
                                                                            ── top of all ── list
 """
 
@@ -31,7 +31,6 @@ from job import uids
 from udfs.lenient import DATE_TIME, NUMBER, ZONE
 from udfs.profile import ProfileConfig
 from udfs.schemas import (
-    MAX_CATEGORY_BYTES,
     MAX_FUTURE_MS,
     MAX_ID,
     MAX_TIMESTAMP_MS,
@@ -66,9 +65,7 @@ _EVENT_COLUMNS: Final = (
     "`user_id` STRING, `event_id` STRING, `type` STRING, `ts` STRING, `product_id` STRING,"
     f" `dwell_ms` STRING, {AT_COLUMN}, `arrived` AS PROCTIME()"
 )
-_PRODUCT_COLUMNS: Final = (
-    "`product_id` STRING, `value` STRING, `at` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL"
-)
+_PRODUCT_COLUMNS: Final = "`product_id` STRING, `value` STRING"
 
 _PRODUCTS_COLUMNS: Final[Mapping[str, str]] = {
     "product_id": "STRING NOT NULL",
@@ -91,10 +88,6 @@ _TOP_COLUMNS: Final[Mapping[str, str]] = {
 _IDS: Final = ("user_id", "event_id", "product_id")
 # What begins with NUL is a key of the pipeline's own.
 _FIRST_FREE: Final = r"U&'\0001'"
-_CATEGORY_BYTES: Final = (
-    "CHAR_LENGTH(DECODE(ENCODE("
-    "COALESCE(JSON_VALUE(`value`, '$.category'), ''), 'UTF-8'), 'ISO-8859-1'))"
-)
 
 _WEIGHED_COLUMNS: Final[Mapping[str, str]] = {
     "product_id": "STRING",
@@ -103,8 +96,7 @@ _WEIGHED_COLUMNS: Final[Mapping[str, str]] = {
 }
 
 # What is known of each product that ever was in the topic. A deleted one is out of stock: its row
-# stays, so that it does not become new again. What is no product with the id of its key is not
-# taken: a dead letter of the recommender, or a notice of a new space.
+# stays, so that it does not become new again. What begins with NUL is no product.
 _PRODUCTS: Final = """
 SELECT
     product_id,
@@ -112,12 +104,9 @@ SELECT
     LAST_VALUE(
         `value` IS NOT NULL AND COALESCE(JSON_VALUE(`value`, '$.in_stock' RETURNING BOOLEAN), TRUE)
     ) AS in_stock,
-    CAST(MIN(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(0, 3), `at`)) AS DOUBLE) AS first_seen
+    MIN(FLOOR(JSON_VALUE(`value`, '$.first_seen_ms' RETURNING DOUBLE) / 1000)) AS first_seen
 FROM `{source}`
-WHERE product_id IS NOT NULL
-  AND CHAR_LENGTH(product_id) <= {max_id} AND product_id >= {first_free}
-  AND (`value` IS NULL OR JSON_VALUE(`value`, '$.product_id') = product_id
-       AND {category_bytes} <= {max_category})
+WHERE product_id >= {first_free}
 GROUP BY product_id
 """
 
@@ -307,7 +296,7 @@ def trending_lists(
     tables: StreamTableEnvironment,
     kafka: KafkaOptions,
     events_topic: str,
-    catalogue_topic: str,
+    products_topic: str,
     config: TrendingConfig,
     profile: ProfileConfig,
     max_future_ms: int = MAX_FUTURE_MS,
@@ -321,8 +310,8 @@ def trending_lists(
         table_source(
             tables,
             kafka,
-            catalogue_topic,
-            "trending-catalogue",
+            products_topic,
+            "trending-records",
             _PRODUCT_COLUMNS,
             {
                 "key.format": "raw",
@@ -332,17 +321,12 @@ def trending_lists(
                 "scan.startup.mode": "earliest-offset",
             },
         )
-        products = "trending-products"
+        # Not by its former name, under which savepoints have offsets of another topic.
+        products = "trending-known"
         _view_of_stream(
             tables,
             products,
-            _PRODUCTS.format(
-                source="trending-catalogue",
-                max_id=MAX_ID,
-                first_free=_FIRST_FREE,
-                category_bytes=_CATEGORY_BYTES,
-                max_category=MAX_CATEGORY_BYTES,
-            ),
+            _PRODUCTS.format(source="trending-records", first_free=_FIRST_FREE),
             _PRODUCTS_COLUMNS,
             key=("product_id",),
         )

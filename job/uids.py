@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 RECOMMENDER: Final = "recommender"
-CASSANDRA_SINK: Final = "cassandra-sink"
-EVENTS_SOURCE: Final = "events-source"
-CATALOGUE_SOURCE: Final = "catalogue-source"
-HEARTBEAT_SOURCE: Final = "heartbeat-source"
+CATALOGUE: Final = "catalogue"
 DEAD_LETTERS_SINK: Final = "dead-letters-sink"
+CATALOGUE_LETTERS_SINK: Final = "catalogue-letters-sink"
+PRODUCTS_SINK: Final = "products-sink"
+RELATED_SINK: Final = "related-sink"
 TRENDING_SINK: Final = "trending-sink"
 TRENDING_CHANGES: Final = "trending-changes"

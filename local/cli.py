@@ -21,13 +21,17 @@ from local.stack import DEFAULT_ROOT, Stack, StackConfig
 
 _DAY_MS: Final = 86_400_000
 EVENTS, CATALOGUE, DEAD_LETTERS = "events", "catalogue", "dead-letters"
+PRODUCTS, RELATED = "products", "related"
+# Who reads of products after a week still hears of what was deleted.
+_COMPACTED: Final = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * _DAY_MS)}
 # More partitions than TaskManagers, so that a rescale needs no repartitioning of the topic.
 TOPICS: Final[dict[str, tuple[int, dict[str, str]]]] = {
     EVENTS: (8, {}),
-    # Who reads the catalogue after a week still hears of what was deleted.
-    CATALOGUE: (4, {"cleanup.policy": "compact", "delete.retention.ms": str(7 * _DAY_MS)}),
+    CATALOGUE: (4, _COMPACTED),
     # Rejected records hold personal data.
     DEAD_LETTERS: (2, {"retention.ms": str(30 * _DAY_MS)}),
+    PRODUCTS: (4, _COMPACTED),
+    RELATED: (4, _COMPACTED),
 }
 _KEPT_SAVEPOINTS = 3
 _JOB_ROOMS = ("udfs", "connectors", "job")

@@ -34,8 +34,12 @@ class CatalogueItem:
     """A product as it stands at the end."""
 
     vector: Vector
-    """Unit vector, shape (d,)."""
+    """Unit vector, shape (d,), rounded to float16: so the job holds it, whatever it was given."""
     in_stock: bool = True
+
+    def __post_init__(self) -> None:
+        """Round the vector, which is compared with a tolerance below that of float16."""
+        object.__setattr__(self, "vector", self.vector.astype(np.float16).astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,10 @@ def _expected(
     moved: list[tuple[int, float, Vector]] = []
     excluded = set()
     for event in log:
-        found: Any = None
+        found: Vector | None = None
         if event.type == "search":
-            found = encode(event.query or "") if encode is not None else None
+            embedded = encode(event.query or "") if encode is not None else None
+            found = unit(embedded) if embedded is not None else None
         elif event.product_id is not None and event.product_id in catalogue:
             found = catalogue[event.product_id].vector
         if event.type in ("purchase", "dislike", "return"):
@@ -168,7 +173,7 @@ def _expected(
             weight = config.weights[event.type]
             if event.type == "scroll" and event.dwell_ms is not None:
                 weight = config.bounce_weight if event.dwell_ms < config.bounce_ms else weight
-            moved.append((event.ts, weight, unit(found)))
+            moved.append((event.ts, weight, found))
     if not moved:
         return ExpectedUser(None, frozenset(excluded))
     newest = max(ts for ts, _, _ in moved)

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.facts import ProductFacts
-from udfs.index import Boosts, NearestNeighbours, SlotTable, VectorTable, lengthen
+from udfs.index import (
+    Boosts,
+    NearestNeighbours,
+    SlotSnapshot,
+    SlotTable,
+    VectorTable,
+    lengthen,
+)
 from udfs.inverted import fitting, index_of
 from udfs.lexical import LexicalIndex
 from udfs.product_record import MAX_SPACES, ProductRecord, RelatedRow, SpaceSwitch, most_held
@@ -271,8 +278,9 @@ class Catalogue:
                 except RejectedError:
                     refused += 1
             self._take(taken)
+        slots_of = SlotSnapshot(self.slots)
         for rows in _chunks(related):
-            self.facts.put_related(list({row.product_id: row for row in rows}.values()))
+            self.facts.put_related(list({row.product_id: row for row in rows}.values()), slots_of)
         self._settle()
         self._expect_twice()
         return refused
@@ -286,6 +294,8 @@ class Catalogue:
         vectors = {space: _vector(text) for space, text in record.vectors.items()}
         for space, vector in vectors.items():
             table = self._vectors.get(space)
+            if table is not None and table.dimensions == len(vector):
+                continue
             wanted = {
                 self._required_dimensions,
                 table.dimensions if table is not None else 0,
@@ -294,7 +304,8 @@ class Catalogue:
             if wanted:
                 detail = f"{len(vector)} dimensions in a space of {min(wanted)}: {space}"
                 raise RejectedError(Reason.WRONG_LENGTH, detail)
-        for space in vectors.keys() - self._vectors.keys():
+        # In their order, so that the same records leave the same spaces.
+        for space in (space for space in vectors if space not in self._vectors):
             self._vectors[space] = VectorTable(len(vectors[space]))
             safe = {space, self._active, self._announced.space if self._announced else None}
             others = {one: len(table) for one, table in self._vectors.items() if one not in safe}

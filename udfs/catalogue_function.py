@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
@@ -28,7 +28,7 @@ from pyflink.datastream.state import ListStateDescriptor, StateTtlConfig, ValueS
 from udfs.memory import TickCollector
 from udfs.metrics import METRIC_GROUP
 from udfs.ports import BatchSaver
-from udfs.product_record import FloatVector, ProductRecord, encode
+from udfs.product_record import FloatVector, ProductRecord, TextEncoder, encode
 from udfs.product_updates import Outcome, Update, apply_updates
 from udfs.query_encoder import encode_products, encode_query
 from udfs.schemas import (
@@ -37,6 +37,7 @@ from udfs.schemas import (
     MS_A_DAY,
     SPACE_KEY,
     DeadLetter,
+    Product,
     Reason,
     RejectedError,
     SaveBatch,
@@ -104,10 +105,33 @@ def row_type() -> TypeInformation:
     )
 
 
-def text_vector(title: str, category: str) -> FloatVector | None:
-    """Return the unit vector (64,) of a product's texts; None where they hold no known word."""
-    vector: FloatVector = encode_products([title], [category])[0]
-    return vector if vector.any() else None
+def text_encoder(texts: Iterable[tuple[str, str]]) -> TextEncoder:
+    """Return what makes the unit vector (64,) of a title and a category.
+
+    Of ``texts``, titles and categories that are asked for most likely, all are made at once, which
+    takes a fifth of the time.
+    """
+    distinct = list(dict.fromkeys(texts))
+    titles, categories = [title for title, _ in distinct], [category for _, category in distinct]
+    made = dict(zip(distinct, encode_products(titles, categories), strict=True))
+
+    def encode_text(title: str, category: str) -> FloatVector | None:
+        vector = made.get((title, category))
+        if vector is None:
+            vector = encode_products([title], [category])[0]
+        return vector if vector.any() else None
+
+    return encode_text
+
+
+def _texts(base: ProductRecord | None, updates: Sequence[Update]) -> Iterator[tuple[str, str]]:
+    """Yield the texts of which a product needs vectors, as far as whole records say them."""
+    for update in updates:
+        said = update.said
+        if isinstance(said, Product) and update.vector is None:
+            text = (said.title, said.category)
+            if base is None or (base.is_text and text != (base.title, base.category)):
+                yield text
 
 
 @dataclass
@@ -275,6 +299,11 @@ class CatalogueFunction(KeyedProcessFunction):
         """Merge, save and emit all products of which records wait."""
         waiting = {key: touched for key, touched in self._touched.items() if touched.updates}
         bases = self._bases.read([touched.product_id for touched in waiting.values()])
+        encode_text = text_encoder(
+            text
+            for touched in waiting.values()
+            for text in _texts(bases.get(touched.product_id), touched.updates)
+        )
         now_us = time.time_ns() // 1000
         outcomes: list[tuple[str, Outcome, bytes]] = []
         for key, touched in waiting.items():
@@ -283,7 +312,7 @@ class CatalogueFunction(KeyedProcessFunction):
                 touched.updates,
                 now_us=now_us,
                 deleted_us=touched.deleted_us,
-                encode_text=text_vector,
+                encode_text=encode_text,
             )
             outcomes.append((key, outcome, b"" if outcome.after is None else encode(outcome.after)))
             self._updates.inc(outcome.accepted)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from udfs.index import Numbering, SlotTable, gathered, lengthen
+from udfs.index import Numbering, SlotSnapshot, SlotTable, gathered, lengthen
 from udfs.product_record import RelatedRow
 
 Floats = NDArray[np.float32]
@@ -89,27 +89,36 @@ class ProductFacts:
             self._categories[slot] = NOWHERE
             self._forget_sights(np.array([slot], dtype=np.int32))
 
-    def put_related(self, rows: Sequence[RelatedRow]) -> None:
-        """Store what was learned of distinct products, in place of what was known before."""
+    def put_related(self, rows: Sequence[RelatedRow], slots_of: SlotSnapshot | None = None) -> None:
+        """Store what was learned of distinct products, in place of what was known before.
+
+        Args:
+            rows: What was learned, at most one of each product.
+            slots_of: Finds the slots of many products faster.
+        """
         count = len(rows)
-        slots = self._slots.extend([row.product_id for row in rows])
+        extend = (slots_of or self._slots).extend
+        slots = extend([row.product_id for row in rows])
         lengths = np.fromiter((len(row.related) for row in rows), np.int64, count)
-        others = self._slots.extend(list(chain.from_iterable(row.related for row in rows)))
+        others = extend(list(chain.from_iterable(row.related for row in rows)))
         weights = np.fromiter(
             chain.from_iterable(row.related.values() for row in rows), np.float16, len(others)
         )
-        owners = np.repeat(np.arange(count), lengths)
-        own = others == slots[owners]
+        own = others == np.repeat(slots, lengths)
         repeats = np.zeros(count, dtype=np.float16)
-        repeats[owners[own]] = weights[own]
-        owners, others, weights = owners[~own], others[~own], weights[~own]
-        lengths = np.bincount(owners, minlength=count)
+        if own.any():
+            owners = np.repeat(np.arange(count), lengths)
+            repeats[owners[own]] = weights[own]
+            others, weights = others[~own], weights[~own]
+            lengths = np.bincount(owners[~own], minlength=count)
         self._make_room(int(slots.max(initial=-1)) + 1, int(lengths.max(initial=0)))
-        places = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self._related[slots] = NOWHERE
-        self._weights[slots] = 0
-        self._related[slots[owners], places] = others
-        self._weights[slots[owners], places] = weights
+        filled = np.arange(self.width) < lengths[:, None]
+        row = np.full(filled.shape, NOWHERE, dtype=np.int32)
+        row[filled] = others
+        self._related[slots] = row
+        row_weights = np.zeros(filled.shape, dtype=np.float16)
+        row_weights[filled] = weights
+        self._weights[slots] = row_weights
         self._repeats[slots] = repeats
         # What is beyond float32 is never, too.
         self._rebuy_days[slots] = [

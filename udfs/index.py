@@ -7,7 +7,7 @@ the approximate one of a large catalogue is `udfs.inverted`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -53,6 +53,7 @@ class SlotTable:
     def __init__(self) -> None:
         """Make an empty table."""
         self._numbering = Numbering()
+        self._followers: list[Callable[[Slots], None]] = []
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -65,6 +66,10 @@ class SlotTable:
     def add(self, product_id: str) -> int:
         """Slot of a product id, a new one where it has none yet."""
         return self._numbering[product_id]
+
+    def ids(self) -> Sequence[str]:
+        """Product ids by slot; not to be changed."""
+        return self._numbering.names
 
     def extend(self, product_ids: Sequence[str]) -> Slots:
         """Slots of product ids, shape (n,); new ones where they have none yet."""
@@ -80,6 +85,10 @@ class SlotTable:
         ids = self._numbering.names
         return [[ids[slot] for slot in row] for row in slots.tolist()]
 
+    def follow(self, follower: Callable[[Slots], None]) -> None:
+        """Call ``follower`` after each :meth:`keep`, with what that returns."""
+        self._followers.append(follower)
+
     def keep(self, kept: NDArray[np.bool_]) -> Slots:
         """Drop the slots that are not ``kept``, shape (slots,); the others keep their order.
 
@@ -89,11 +98,52 @@ class SlotTable:
         self._numbering = Numbering(compress(self._numbering.names, kept.tolist()))
         renumbered = np.full(len(kept), -1, dtype=np.int32)
         renumbered[kept] = np.arange(len(self))
+        for follower in self._followers:
+            follower(renumbered)
         return renumbered
 
     def product_id(self, slot: int) -> str:
         """Product id of a slot."""
         return self._numbering.names[slot]
+
+
+class SlotSnapshot:
+    """Finds the slots of many product ids at once, several times faster than one by one.
+
+    By 64 bits of their hash, and with all look-ups of a call in a few steps of NumPy, so that they
+    wait for memory together. That two of a million ids have one hash, by which one would be taken
+    for the other, has a chance of 1 in 10^7. It knows the slots that were there when it was made.
+    """
+
+    def __init__(self, slots: SlotTable) -> None:
+        """Take the slots as they are now; 20 bytes each."""
+        self._slots = slots
+        hashes = _hashes(slots.ids())
+        order = np.argsort(hashes)
+        self._slot_of = np.append(order, -1).astype(np.int32)
+        self._hashes = np.append(hashes[order], np.uint64(2**64 - 1))
+        bits = max(1, len(order).bit_length())
+        self._shift = np.uint64(64 - bits)
+        firsts = np.arange(2**bits, dtype=np.uint64) << self._shift
+        self._starts = np.searchsorted(self._hashes[:-1], firsts).astype(np.int32)
+        """Where the hashes begin whose highest bits are a number."""
+
+    def extend(self, product_ids: Sequence[str]) -> Slots:
+        """Slots of product ids, shape (n,); new ones where they have none yet."""
+        wanted = _hashes(product_ids)
+        at = self._starts[wanted >> self._shift]
+        behind = np.flatnonzero(self._hashes[at] < wanted)
+        while len(behind):
+            at[behind] += 1
+            behind = behind[self._hashes[at[behind]] < wanted[behind]]
+        slots = np.where(self._hashes[at] == wanted, self._slot_of[at], np.int32(-1))
+        for missing in np.flatnonzero(slots < 0).tolist():
+            slots[missing] = self._slots.add(product_ids[missing])
+        return slots
+
+
+def _hashes(names: Sequence[str]) -> NDArray[np.uint64]:
+    return np.fromiter(map(hash, names), np.int64, len(names)).view(np.uint64)
 
 
 class Boosts(NamedTuple):

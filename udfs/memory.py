@@ -1,16 +1,10 @@
-"""Memory of the hot path: when Python's cycle collector runs, and batches passed by reference."""
+"""Memory of the hot path: when Python's cycle collector runs."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from typing import Final
-
-from udfs.schemas import SaveBatch
 
 # Between ticks there is little to walk; under a load without a pause, a tick's objects are walked
 # too (3,000 users: some 4 ms).
@@ -19,9 +13,6 @@ _BUSY_EVERY_S: Final = 10.0
 # A full collection walks the whole catalogue and every cache: rare, as nothing of ours makes
 # cycles; the drivers do.
 _FULL_EVERY_S: Final = 600.0
-
-_in_flight: dict[int, SaveBatch] = {}
-_tokens = count()
 
 
 class TickCollector:
@@ -35,10 +26,14 @@ class TickCollector:
 
     def __init__(self) -> None:
         """Take over from the automatic collector, for this process."""
+        gc.disable()
+        self._last = self._last_full = time.monotonic()
+
+    def settle(self) -> None:
+        """Collect, and walk no more what is there now: the catalogue, for the most part."""
         gc.unfreeze()  # a predecessor's: a restarted task finds the process as it left it
         gc.collect()
         gc.freeze()
-        gc.disable()
         self._last = self._last_full = time.monotonic()
 
     def collect(self, *, idle: bool) -> None:
@@ -55,38 +50,3 @@ class TickCollector:
         if is_full:
             self._last_full = now
         gc.collect(2 if is_full else 1)
-
-
-@dataclass(frozen=True)
-class BatchReference:
-    """Stands for a batch that the next operator takes from this process's memory."""
-
-    token: int
-
-
-@contextmanager
-def by_reference(batch: SaveBatch) -> Iterator[BatchReference]:
-    """Lend a batch to the operator chained behind, in the same thread, while the context lasts.
-
-    PyFlink pickles what passes between two Python operators also where they share an interpreter;
-    that costs more than to save it (thread mode only: in process mode nothing is shared).
-    """
-    reference = BatchReference(next(_tokens))
-    _in_flight[reference.token] = batch
-    try:
-        yield reference
-    finally:
-        del _in_flight[reference.token]
-
-
-def resolve(reference: BatchReference) -> SaveBatch:
-    """Take the batch that a reference stands for.
-
-    Raises:
-        RuntimeError: It is not in this process: the operators are not chained.
-    """
-    try:
-        return _in_flight[reference.token]
-    except KeyError:
-        msg = "a batch came by reference from another process: the Cassandra sink is not chained"
-        raise RuntimeError(msg) from None

@@ -55,7 +55,8 @@ class ProductRecord(msgspec.Struct, frozen=True, gc=False):
     in_stock: bool
     vectors: dict[str, str]
     is_text: bool
-    """Whether the vector of ``TEXT_SPACE`` was made here, of title and category."""
+    """Whether the vector of ``TEXT_SPACE`` is made here, of title and category; there is none where
+    they hold no known word."""
     first_seen_ms: int
     """When the pipeline first saw the product, epoch milliseconds."""
     updated_us: int
@@ -200,22 +201,23 @@ def merge(
     title, category, price, in_stock = _fields(base, update)
     vectors = dict(base.vectors) if base is not None else {}
     is_text = base is not None and base.is_text
+    of_text = vectors.pop(TEXT_SPACE, None) if is_text else None
     if update.space is not None and update.embedding is not None:
         vectors.pop(update.space, None)
         unit = decode_vector(update.embedding) if vector is None else vector
         vectors[update.space] = encode_vector(unit)
         is_text = is_text and update.space != TEXT_SPACE
-    is_same_text = base is not None and (base.title, base.category) == (title, category)
-    if not vectors or (is_text and not is_same_text):
-        made = encode_text(title, category)
-        is_text = made is not None
-        if made is None:
-            vectors.pop(TEXT_SPACE, None)
-        else:
-            # In its place: a new text makes no space newer.
-            vectors[TEXT_SPACE] = encode_vector(made)
     while len(vectors) > MAX_SPACES:
         vectors.pop(next(iter(vectors)))
+    # It stays beside the first space that the shop sends, until that one is searched.
+    is_text = (is_text or not vectors) and len(vectors) < MAX_SPACES
+    if is_text:
+        known = None if base is None or not base.is_text else (base.title, base.category)
+        if known != (title, category):
+            made = encode_text(title, category)
+            of_text = None if made is None else encode_vector(made)
+        if of_text is not None:
+            vectors = {TEXT_SPACE: of_text, **vectors}
     return ProductRecord(
         VERSION,
         update.product_id,
@@ -224,7 +226,7 @@ def merge(
         price,
         in_stock,
         vectors,
-        is_text and TEXT_SPACE in vectors,
+        is_text,
         base.first_seen_ms if base is not None else now_ms,
         at_us,
         max(update.updated_at or 0, base.updated_at if base is not None else 0),

@@ -311,10 +311,8 @@ def _newest(
     again = np.clip(typed, 0, 1) * fading * placed**-config.repeat_exponent
     again[of_kind == PURCHASE_KIND] = 0
     vectors = catalogue.vectors(slots)
-    for at in np.flatnonzero(~vectors.any(axis=1)).tolist():
-        # A search, or a product that is out of stock.
-        item = items[at]
-        found = catalogue.query_vector(item) if searches[at] else catalogue.product_vector(item)
+    for at in np.flatnonzero(searches).tolist():
+        found = catalogue.query_vector(items[at])
         if found is not None:
             vectors[at] = found
     events = np.array(event_of, dtype=np.intp)

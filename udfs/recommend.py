@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from udfs.catalogue import Catalogue
@@ -18,6 +19,9 @@ USERS_PER_BATCH: Final = 1024
 # Of the bought and disliked, how many are saved with a list: what a read fills a list up with must
 # lack them too, and the newest are what a person would notice.
 SAVED_EXCLUSIONS: Final = 50
+# Users' minutes that are counted at a time; when others come, the older half leaves.
+CAPPED_MINUTES: Final = 100_000
+_MS_A_MINUTE: Final = 60_000
 
 
 @dataclass
@@ -33,6 +37,30 @@ class Touched:
     """The moved profile, once the user has been flushed."""
     flushed: bool = False
     """Whether all of ``events`` up to now are saved."""
+
+
+class MoveCap:
+    """Counts the events of each user and minute, so that a bot's do not all move its profile.
+
+    The counts are of this process alone: after a restart they begin anew.
+
+    Args:
+        most: Events of a user and minute of their own times that move the profile.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._counts: dict[tuple[str, int], int] = {}
+
+    def takes(self, event: Event) -> bool:
+        """Count an event; whether it may move the profile."""
+        minute = (event.user_id, event.ts // _MS_A_MINUTE)
+        counts = self._counts
+        if minute not in counts and len(counts) >= CAPPED_MINUTES:
+            for old in list(islice(counts, CAPPED_MINUTES // 2)):
+                del counts[old]
+        counts[minute] = count = counts.get(minute, 0) + 1
+        return count <= self._most
 
 
 @dataclass(frozen=True)
@@ -63,6 +91,7 @@ def recommend(
     *,
     complete: bool = True,
     unknown: list[str] | None = None,
+    cap: MoveCap | None = None,
 ) -> Iterator[SaveBatch]:
     """Process one tick for all touched users, in batches; the last one is marked.
 
@@ -73,7 +102,8 @@ def recommend(
     An event that is known already moves nothing. With the time of the first it is saved again,
     into the same row: Cassandra may have refused it, and a person has sent it back. With another
     time it would be a second row, and is left out. What a user had erased is not taken, and what
-    comes from one who objects is saved and moves nothing.
+    comes from one who objects, or beyond the cap, is saved and moves nothing. Where all events of
+    a user are beyond the cap, no list is made.
 
     Args:
         touched: The users of the tick, each once.
@@ -82,13 +112,15 @@ def recommend(
         now_us: The wall clock, epoch microseconds.
         complete: Whether the catalogue is all there; else the profiles are marked ``partial``.
         unknown: Takes the product id of each event whose product the catalogue does not know.
+        cap: Says which events may move a profile; None: all.
     """
     for start in range(0, len(touched), USERS_PER_BATCH):
         users = touched[start : start + USERS_PER_BATCH]
         profiles = [user.profile or Profile.unpack(user.packed) for user in users]
         batch = SaveBatch(last=start + USERS_PER_BATCH >= len(touched))
         events = [
-            _moving(user, profile, batch) for user, profile in zip(users, profiles, strict=True)
+            _moving(user, profile, batch, cap)
+            for user, profile in zip(users, profiles, strict=True)
         ]
         had_events = [bool(moving) for moving in events]
         moves = update_profiles(profiles, events, catalogue, config.profile)
@@ -98,9 +130,22 @@ def recommend(
             if is_second_row:
                 del users[owner].events[place]
         if unknown is not None:
-            unknown.extend(one for one in moves.waiting if catalogue.detail(one) is None)
+            unknown.extend(one for one in moves.waiting if not catalogue.knows(one))
         batch.variants = _variants(users, config.experiment)
-        batch.lists = _look_up(users, profiles, catalogue, config, now_us, batch.variants)
+        # All that came is beyond the cap: what would be looked up is known.
+        looked_up = [
+            at
+            for at, user in enumerate(users)
+            if had_events[at] or not (batch.capped and user.events)
+        ]
+        batch.lists = _look_up(
+            [users[at] for at in looked_up],
+            [profiles[at] for at in looked_up],
+            catalogue,
+            config,
+            now_us,
+            batch.variants,
+        )
         batch.events = [pending for user in users for pending in user.events]
         for user, profile, moved in zip(users, profiles, had_events, strict=True):
             if moved:
@@ -112,8 +157,8 @@ def recommend(
         yield batch
 
 
-def _moving(user: Touched, profile: Profile, batch: SaveBatch) -> list[Event]:
-    """Return the events that move a user; those that were erased leave the user's events."""
+def _moving(user: Touched, profile: Profile, batch: SaveBatch, cap: MoveCap | None) -> list[Event]:
+    """Return the events that move a user, which come first; erased ones leave the user's events."""
     if profile.erased_until_ms:
         kept = [
             pending
@@ -127,7 +172,18 @@ def _moving(user: Touched, profile: Profile, batch: SaveBatch) -> list[Event]:
         for pending in user.events:
             profile.note_time(pending.event.ts)
         return []
-    return [pending.event for pending in user.events]
+    if cap is None:
+        return [pending.event for pending in user.events]
+    moving: list[PendingEvent] = []
+    capped: list[PendingEvent] = []
+    for pending in user.events:
+        (moving if cap.takes(pending.event) else capped).append(pending)
+    for pending in capped:
+        profile.note_time(pending.event.ts)
+    batch.capped += len(capped)
+    # Those that move come first, as their places are counted among themselves.
+    user.events = moving + capped
+    return [pending.event for pending in moving]
 
 
 def _variants(users: Sequence[Touched], experiment: Experiment) -> dict[str, str]:
@@ -170,7 +226,7 @@ def _look_up(
     variants: Mapping[str, str],
 ) -> list[SavedList]:
     space = catalogue.space
-    if space is None:
+    if space is None or not users:
         return []
     ranked = _rank(users, profiles, catalogue, config, now_us, variants)
     lists = []

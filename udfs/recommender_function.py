@@ -1,26 +1,33 @@
-"""Operator: keyed user state, broadcast catalogue, and the ticks in which lookups are batched.
+"""Operator: keyed user state, the catalogue in memory, and the ticks in which lookups are batched.
 
 An accepted event is appended to its user's pending list in keyed state and to the operator's
 memory. Once a tick, the first of the touched users' timers takes all of them: one batched update,
-one batched lookup, batches for the writer chained behind. Each user's own timer then stores the
-moved profile and clears the pending list, in that user's key context. A failure between checkpoint
-and save restores the old profile and the pending events, and the tick runs again: the saves are
-idempotent. The cost of a touch is one state read, one append an event, one write a tick.
+one batched lookup, one saving, which returns when all of it is acknowledged. Each user's own timer
+then stores the moved profile and clears the pending list, in that user's key context. A failure
+between checkpoint and save restores the old profile and the pending events, and the tick runs
+again: the saves are idempotent. The cost of a touch is one state read, one append an event, one
+write a tick. A user of a tick::
+
+    away ──event──▶ pending ──tick's end──▶ flushed ──own timer──▶ away
+                       ▲──────────event────────┘
 
 What is to be done later for a user, an erasure's repetition or another look for a product, hangs on
 a timer of theirs; which one it is tells the profile, so that a timer of no meaning does nothing.
+
+The catalogue is no state: the topics ``products`` and ``related`` are its durable copy. A task
+reads them whole before its first event, and takes by broadcast what stands behind that.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from pyflink.common import Row, Time, Types
 from pyflink.datastream import RuntimeContext
 from pyflink.datastream.functions import KeyedBroadcastProcessFunction
@@ -32,18 +39,27 @@ from pyflink.datastream.state import (
 )
 
 from udfs.catalogue import Catalogue
-from udfs.catalogue_progress import CatalogueProgress
-from udfs.memory import BatchReference, TickCollector, by_reference
+from udfs.catalogue_growth import CatalogueGrowth
+from udfs.memory import TickCollector
 from udfs.metrics import METRIC_GROUP, Gauge
+from udfs.ports import BatchSaver, Record, TopicReader
+from udfs.product_lists import ProductLists
+from udfs.product_record import (
+    ProductRecord,
+    RelatedRow,
+    SpaceSwitch,
+    decode_record,
+    decode_related,
+    decode_switch,
+)
 from udfs.profile import Profile
 from udfs.query_encoder import DIMENSIONS as ENCODER_DIMENSIONS
 from udfs.query_encoder import SPACE as ENCODER_SPACE
 from udfs.query_encoder import encode_query
-from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.recommend import MoveCap, RecommendConfig, Touched, recommend
 from udfs.schemas import (
     CONTROL_TYPES,
     ERASE,
-    HEARTBEAT_PARTITION,
     MAX_DIMENSIONS,
     MAX_FUTURE_MS,
     MAX_TIMESTAMP_MS,
@@ -58,35 +74,22 @@ from udfs.schemas import (
     Objection,
     Origin,
     PendingEvent,
-    ProductChange,
-    ProductDetails,
     Reason,
     RejectedError,
     SaveBatch,
     decode_accepted_event,
     decode_event,
-    decode_product,
-    decode_space_notice,
     decode_tombstone,
     record_value,
     split_record,
 )
+from udfs.tick import Tick
 from udfs.unresolved import UnresolvedItems
+
+logger = logging.getLogger(__name__)
 
 THREAD_MODE: Final = "thread"
 PROCESS_MODE: Final = "process"
-# The input has dried up when no event came for so long; a backlog's next event comes at once.
-_IDLE_MS: Final = 100
-# Keys of the broadcast state beside the catalogue's own: products whose rows are not saved yet,
-# with what is saved of them as msgpack, empty where that is nothing; the newest write time of a
-# product's row, epoch microseconds; and how far the topic was read.
-_UNSAVED_PREFIX: Final = "u"
-_CLOCK_KEY: Final = "c"
-_PROGRESS_KEY: Final = "o"
-_MICROSECONDS: Final = struct.Struct("<q")
-# Rows may have been written after the checkpoint by a machine whose clock was ahead by so much: a
-# restored job writes above them.
-_CLOCK_MARGIN_US: Final = 60 * 1_000_000
 # The user's objection, kept apart as the profile leaves with its TTL: version, time (epoch µs).
 _OBJECTION: Final = struct.Struct("<Bq")
 _OBJECTION_VERSION: Final = 1
@@ -98,12 +101,17 @@ ERASE_AGAIN_MS: Final = (60_000, 600_000, 3_600_000, 6 * 3_600_000, 24 * 3_600_0
 LONGEST_FUTURE_MS: Final = MS_A_DAY - 2 * 3_600_000
 # A user whose product has not come by then is looked at with their next event only.
 RETRIES_END_MS: Final = MS_A_DAY
-# Products that are saved at once; fewer wait for the next heartbeat.
-_PRODUCTS_PER_BATCH: Final = 256
-
-
-_details_encoder = msgspec.msgpack.Encoder()
-_details_decoder = msgspec.msgpack.Decoder(ProductDetails)
+# Fields of a broadcast row: key (str, one character a byte), value, partition, offset, Kafka time
+# (epoch milliseconds), and which of the two topics it is of.
+PRODUCTS_ROW: Final = 0
+RELATED_ROW: Final = 1
+# How often a task that reads the topics says how far it is.
+_TELL_S: Final = 5.0
+# Share of the time for lists by product: where there is nothing else to do, and under load.
+_IDLE_SHARE: Final = 0.5
+_BUSY_SHARE: Final = 0.1
+# How often lists by product are worked at where no tick ends.
+_LISTS_MS: Final = 100
 
 
 class ExecutionModeError(RuntimeError):
@@ -118,6 +126,9 @@ class RecommenderConfig:
     """Constants of profile and lookup."""
     tick_ms: int = 1000
     """Time between lookups of one user, milliseconds; 0: at every event."""
+    min_tick_ms: int = 100
+    """The tick shrinks to this on an idle machine, see :mod:`udfs.tick`; at ``tick_ms`` or above it
+    does not shrink."""
     tick_max_ms: int = 10_000
     """The tick stretches under load, so that saving takes at most half of it, up to this; while
     the events read are older than this, it has this length: no list would be fresh anyway."""
@@ -129,18 +140,21 @@ class RecommenderConfig:
     """A user whose products are unknown is looked at again after the time already waited, at
     most this."""
     space_switch_share: float = 0.9
-    """Share of the active space's products that a new space needs to become active."""
-    catalogue_ends: Mapping[int, int] = field(default_factory=dict)
-    """End offset of each partition of the catalogue topic at submission: until all of it is read,
-    lists are made of a part and made again later. Empty: what is there is complete."""
+    """Share of the active space's products that an announced space needs to become active."""
+    product_list_length: int = 20
+    """Products of each list by product; 0: none are made."""
+    max_moves_per_minute: int = 0
+    """Events of a user and minute, by their own times, that move the profile; 0: all do."""
     dimensions: int = 0
     """Vector length that every product must have; 0: the first product of a space decides."""
     execution_mode: str = THREAD_MODE
     """The Python execution mode that must be in force."""
     events_topic: str = "events"
     """Named in dead letters."""
-    catalogue_topic: str = "catalogue"
-    """Named in dead letters."""
+    products_topic: str = "products"
+    """The compacted topic of whole products."""
+    related_topic: str = "related"
+    """The compacted topic of what was learned of products."""
     max_future_ms: int = MAX_FUTURE_MS
     """How far an event's time may lie ahead of its record's Kafka time, milliseconds; at most
     ``LONGEST_FUTURE_MS``."""
@@ -158,9 +172,13 @@ class RecommenderConfig:
         if self.tick_ms < 0 or self.tick_max_ms < self.tick_ms:
             msg = "tick_ms must not be negative, nor above tick_max_ms"
             raise ValueError(msg)
-        for name in ("max_pending", "waiting_retry_max_ms"):
+        for name in ("max_pending", "min_tick_ms", "waiting_retry_max_ms"):
             if getattr(self, name) < 1:
                 msg = f"{name} must be positive"
+                raise ValueError(msg)
+        for name in ("max_moves_per_minute", "product_list_length"):
+            if getattr(self, name) < 0:
+                msg = f"{name} must not be negative"
                 raise ValueError(msg)
         if not 1 / MS_A_DAY <= self.profile_ttl_days <= 36_500:
             msg = "profile_ttl_days must be at least a millisecond and at most 100 years"
@@ -177,26 +195,43 @@ class RecommenderConfig:
 
 
 def catalogue_descriptor() -> MapStateDescriptor:
-    """Describe the broadcast state; made anew at each call, as a shared one cannot be pickled."""
+    """Describe the broadcast state, which Flink requires and which stays empty.
+
+    An earlier version kept the catalogue there. Made anew at each call, as a shared one cannot be
+    pickled.
+    """
     return MapStateDescriptor("catalogue", Types.STRING(), Types.PICKLED_BYTE_ARRAY())
 
 
 class RecommenderFunction(KeyedBroadcastProcessFunction):
     """Takes framed records by user (:func:`udfs.schemas.frame_record`).
 
-    Broadcasts Row(key, value, partition, offset, time), and heartbeats in between, rows of
-    ``HEARTBEAT_PARTITION``: a broadcast element can set no timer, and the last of many changed
-    products must be saved too.
-
-    Emits :class:`SaveBatch` and :class:`DeadLetter`, both for the Cassandra sink chained behind.
+    Broadcasts Row(key, value, partition, offset, time, topic), see ``PRODUCTS_ROW``. Emits dead
+    letters as ``to_row`` makes them; all else it saves.
     """
 
-    def __init__(self, config: RecommenderConfig) -> None:
-        """Keep the constants; everything else is made in :meth:`open`."""
+    def __init__(
+        self,
+        config: RecommenderConfig,
+        saver: Callable[[RuntimeContext], BatchSaver],
+        reader: Callable[[Sequence[str]], TopicReader],
+        to_row: Callable[[DeadLetter], Row],
+    ) -> None:
+        """Keep the constants; everything else is made in :meth:`open`.
+
+        Args:
+            config: The constants.
+            saver: Makes what saves, where it runs.
+            reader: Makes what reads the topics of these names whole, where it runs.
+            to_row: Makes the row of a dead letter.
+        """
         self._config = config
+        self._make_saver = saver
+        self._make_reader = reader
+        self._to_row = to_row
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        """Check the execution mode and open states and metrics."""
+        """Check the execution mode, open states and metrics, and read the catalogue."""
         config = self._config
         check_execution_mode(runtime_context, config.execution_mode)
         ttl = (
@@ -226,23 +261,28 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             switch_share=config.space_switch_share,
             dimensions=config.dimensions,
         )
-        self._catalogue_loaded = False
-        self._progress = CatalogueProgress(config.catalogue_ends, time.monotonic())
-        self._changed_us = 0
-        self._unsaved: dict[str, ProductChange] = {}
-        subtask = subtask_index(runtime_context)
-        self._reports_catalogue = subtask == 0
+        self._growth = CatalogueGrowth()
+        self._topics = {PRODUCTS_ROW: config.products_topic, RELATED_ROW: config.related_topic}
+        # Where reading the topics whole ended: the next offset by topic and partition.
+        self._read_to: dict[tuple[str, int], int] = {}
+        self._cleared = False
+        self._rejected = False
+        self._subtask = subtask_index(runtime_context)
+        self._parallelism = parallelism(runtime_context)
+        self._lists = (
+            ProductLists(self._subtask, self._parallelism, config.product_list_length)
+            if config.product_list_length
+            else None
+        )
+        # Until then lists by product have had their share of the time; and when they are next
+        # worked at.
+        self._lists_rest_s = 0.0
+        self._lists_ms = 0
+        self._cap = MoveCap(config.max_moves_per_minute) if config.max_moves_per_minute else None
         self._unresolved = UnresolvedItems(time.monotonic())
-        self._unresolved_scope = f"unresolved:{subtask}"
         self._touched: dict[str, Touched] = {}
         self._pending_count = 0
-        self._tick_end_ms = 0
-        self._stretched_ms = config.tick_ms
-        self._probe_ms = 0
-        self._event_ms = 0
-        self._event_ts = 0
-        self._active_ms = 0
-        self._catching_up = False
+        self._tick = Tick(config.min_tick_ms, config.tick_ms, config.tick_max_ms)
         group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
         self._events = group.counter("events")
         self._updates = group.counter("updates")
@@ -251,6 +291,8 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._unresolved_events = group.counter("unresolved_events")
         self._erased_events = group.counter("erased_events")
         self._opted_out_events = group.counter("opted_out_events")
+        self._capped_events = group.counter("capped_events")
+        self._rejected_rows = group.counter("rejected_rows")
         self._dead_letters = {
             reason: group.add_group("reason", reason.value).counter("dead_letters")
             for reason in Reason
@@ -259,11 +301,105 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._catalogue_size = Gauge(group, "catalogue_size")
         self._catalogue_searchable = Gauge(group, "catalogue_searchable")
         self._tick_gauge = Gauge(group, "tick_ms")
+        self._saver = self._make_saver(runtime_context)
         self._collector = TickCollector()
+        self._read_catalogue()
+        self._collector.settle()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        # Flink also closes what failed to open.
+        if hasattr(self, "_saver"):
+            self._saver.close()
+
+    def _read_catalogue(self) -> None:
+        """Fill the catalogue from the topics: everything that stands in them now."""
+        began_s = time.monotonic()
+        # Deleted, and not sent again since.
+        gone: set[str] = set()
+        unrelated: set[str] = set()
+        catalogue = self._catalogue
+        switches: list[SpaceSwitch] = []
+        refused = catalogue.load(
+            self._read_products(gone, switches), self._read_related(unrelated, switches), None
+        )
+        for product_id in gone:
+            catalogue.remove(product_id)
+        for product_id in unrelated:
+            catalogue.remove_related(product_id)
+        if self._lists is not None:
+            self._lists.start(catalogue)
+            for product_id in gone:
+                self._lists.removed(product_id)
+        self._rejected_rows.inc(refused)
+        self._show_catalogue()
+        spent_s = time.monotonic() - began_s
+        logger.info("the catalogue is read: %d products in %.1f s", len(catalogue), spent_s)
+        if refused:
+            logger.error("%d products are left out: their vectors do not fit their space", refused)
+
+    def _read_products(
+        self, gone: set[str], switches: list[SpaceSwitch]
+    ) -> Iterator[ProductRecord]:
+        for record, key in self._read_whole(self._config.products_topic):
+            try:
+                if record.value is None:
+                    gone.add(decode_tombstone(key))
+                elif key == SPACE_KEY:
+                    switches.append(decode_switch(record.value))
+                else:
+                    product = decode_record(key, record.value)
+                    gone.discard(product.product_id)
+                    yield product
+            except RejectedError as error:
+                self._reject_row(record, error)
+
+    def _read_related(self, gone: set[str], switches: list[SpaceSwitch]) -> Iterator[RelatedRow]:
+        # All products are there, and no index is made yet: it is made once, of the right space.
+        for switch in switches:
+            self._catalogue.switch(switch)
+        for record, key in self._read_whole(self._config.related_topic):
+            try:
+                if record.value is None:
+                    gone.add(decode_tombstone(key))
+                else:
+                    row = decode_related(key, record.value)
+                    gone.discard(row.product_id)
+                    yield row
+            except RejectedError as error:
+                self._reject_row(record, error)
+
+    def _read_whole(self, topic: str) -> Iterator[tuple[Record, str]]:
+        """Read a topic up to its end, with keys of one character a byte.
+
+        It waits for Kafka, and ends with the task.
+        """
+        reader = self._make_reader([topic])
+        read, told_s = 0, time.monotonic()
+        try:
+            while not reader.caught_up:
+                records = reader.read()
+                read += len(records)
+                if time.monotonic() - told_s >= _TELL_S:
+                    told_s = time.monotonic()
+                    logger.info("reading the topic %s: %d records so far", topic, read)
+                for record in records:
+                    yield record, (record.key or b"").decode("latin-1")
+            self._read_to.update(reader.positions())
+        finally:
+            reader.close()
+
+    def _reject_row(self, record: Record, error: RejectedError) -> None:
+        """Count a broken record; the first one is shown."""
+        self._rejected_rows.inc()
+        if not self._rejected:
+            self._rejected = True
+            where = (record.topic, record.partition, record.offset)
+            logger.error("record of %s %d:%d is left out: %s", *where, error)
 
     def process_element(
         self, value: bytes, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
-    ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
+    ) -> Iterator[Row]:
         """Accept or reject one framed record; an accepted one is durable in the state on return."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
@@ -294,8 +430,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             self._schedule(touched, ctx, now_ms)
         touched.events.append(PendingEvent(event, value))
         touched.flushed = False
-        self._event_ts = event.ts
-        self._event_ms = self._active_ms = now_ms
+        self._tick.take(event.ts, now_ms)
         self._pending_count += 1
         if self._config.tick_ms == 0:
             yield from self._flush(ctx)
@@ -307,10 +442,21 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
     def on_timer(
         self, timestamp: int, ctx: KeyedBroadcastProcessFunction.OnTimerContext
-    ) -> Iterator[SaveBatch | BatchReference]:
+    ) -> Iterator[Row]:
         """Run the tick if this is its first timer, then store this user's moved profile."""
         key = ctx.get_current_key()
         now_ms = time.time_ns() // 1_000_000
+        yield from self._take_timer(key, timestamp, ctx, now_ms)
+        if timestamp == self._lists_ms:
+            yield from self._keep_house(ctx)
+
+    def _take_timer(
+        self,
+        key: str,
+        timestamp: int,
+        ctx: KeyedBroadcastProcessFunction.OnTimerContext,
+        now_ms: int,
+    ) -> Iterator[Row]:
         touched = self._touched.get(key)
         if touched is None:
             profile = Profile.unpack(self._profile.value())
@@ -325,100 +471,101 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             if timestamp < touched.due_ms:
                 # A waiting user's retry, touched meanwhile, or a stretched tick's probe: the
                 # user's own timer follows.
-                if timestamp == self._probe_ms:
+                if timestamp == self._tick.probe_ms:
                     yield from self._probe(ctx, now_ms)
                 return
-        self._active_ms = now_ms
+        self._tick.wake(now_ms)
         if not touched.flushed:
             yield from self._flush(ctx)
         self._finish(key, touched, ctx, now_ms)
 
     def process_broadcast_element(
         self, value: Row, ctx: KeyedBroadcastProcessFunction.Context
-    ) -> Iterator[SaveBatch | BatchReference | DeadLetter]:
+    ) -> Iterator[Row]:
         """Apply one change of the catalogue; every lookup after it sees it."""
-        self._load_catalogue(ctx)
-        state = ctx.get_broadcast_state(catalogue_descriptor())
-        if value[2] == HEARTBEAT_PARTITION:
-            yield from self._save_products(state)
-            yield from self._keep_house(state)
+        if not self._cleared:
+            # An earlier version's savepoint has the catalogue there.
+            ctx.get_broadcast_state(catalogue_descriptor()).clear()
+            self._cleared = True
+        key, payload, partition, offset = value[0], value[1], value[2], value[3]
+        topic = self._topics[value[5]]
+        if offset < self._read_to.get((topic, partition), 0):
             return
-        key, payload = value[0], value[1]
-        self._progress.read(value[2], value[3], time.monotonic())
-        changed_us = self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
-        shown: list[ProductChange] = []
         try:
-            if payload is None:
-                changes = self._catalogue.delete(
-                    decode_tombstone(key), changed_us=changed_us, changes=shown
-                )
-            elif key == SPACE_KEY:
-                changes = self._catalogue.notice(
-                    decode_space_notice(payload), value[2], changed_us=changed_us, changes=shown
-                )
+            if value[5] == RELATED_ROW:
+                self._change_related(key, payload)
             else:
-                changes = self._catalogue.upsert(
-                    *decode_product(key, payload), changed_us=changed_us, changes=shown
-                )
+                self._change_product(key, payload)
         except RejectedError as error:
             # Every subtask sees every product; one of them speaks for all.
-            if self._reports_catalogue:
-                topic = self._config.catalogue_topic
-                kafka_ms = value[4] if value[4] >= MIN_TIMESTAMP_MS else 0
-                origin = Origin(value[2], value[3], kafka_ms)
+            if partition % self._parallelism == self._subtask:
+                origin = Origin(partition, offset, value[4] if value[4] >= MIN_TIMESTAMP_MS else 0)
                 yield self._dead_letter(topic, key, payload, origin, error)
             return
-        for state_key, entry in changes:
-            if entry is None:
-                state.remove(state_key)
-            else:
-                state.put(state_key, entry)
         self._show_catalogue()
-        # Every subtask holds every product; one of them saves for all.
-        if self._reports_catalogue:
-            for change in shown:
-                self._note_unsaved(change, state)
-            if len(self._unsaved) >= _PRODUCTS_PER_BATCH:
-                yield from self._save_products(state)
+        yield from self._make_lists()
 
-    def _note_unsaved(self, change: ProductChange, state: Any) -> None:
-        """Remember a change until it is saved, in the broadcast state too, for after a failure."""
-        known = change.new or change.old
-        if known is None:
-            return
-        earlier = self._unsaved.get(known.product_id)
-        if earlier is None:
-            saved = b"" if change.old is None else _details_encoder.encode(change.old)
-            state.put(_UNSAVED_PREFIX + known.product_id, saved)
-        elif earlier.old is not None:
-            # What is saved must go, whatever came in between.
-            change = change._replace(old=earlier.old)
-        self._unsaved[known.product_id] = change
+    def _change_product(self, key: str, payload: bytes | None) -> None:
+        catalogue, lists = self._catalogue, self._lists
+        if payload is None:
+            product_id = decode_tombstone(key)
+            catalogue.remove(product_id)
+            if lists is not None:
+                lists.removed(product_id)
+        elif key == SPACE_KEY:
+            catalogue.switch(decode_switch(payload))
+        else:
+            record = decode_record(key, payload)
+            is_new = not catalogue.knows(record.product_id)
+            catalogue.put(record)
+            if is_new:
+                self._growth.add(time.monotonic())
+            if lists is not None:
+                lists.changed(record.product_id)
 
-    def _save_products(self, state: Any) -> Iterator[SaveBatch | BatchReference]:
-        """Save the rows of all products that changed since the last time."""
-        if not self._unsaved:
-            return
-        yield from self._emit(SaveBatch(products=list(self._unsaved.values())))
-        for product_id in self._unsaved:
-            state.remove(_UNSAVED_PREFIX + product_id)
-        self._unsaved.clear()
-        # A job that goes on elsewhere must not write below this, however its clock is set.
-        state.put(_CLOCK_KEY, _MICROSECONDS.pack(self._changed_us))
+    def _change_related(self, key: str, payload: bytes | None) -> None:
+        if payload is None:
+            product_id = decode_tombstone(key)
+            self._catalogue.remove_related(product_id)
+        else:
+            row = decode_related(key, payload)
+            product_id = row.product_id
+            self._catalogue.put_related(row)
+        if self._lists is not None:
+            self._lists.changed(product_id)
 
-    def _keep_house(self, state: Any) -> Iterator[SaveBatch | BatchReference]:
-        """Do what is due by time and belongs to no user."""
-        now_s = time.monotonic()
-        self._progress.look(now_s)
-        progress = self._progress.unstored()
-        if progress is not None:
-            state.put(_PROGRESS_KEY, progress)
-        unresolved = self._unresolved.report(now_s)
+    def _is_growing(self) -> bool:
+        return self._growth.is_growing(len(self._catalogue), time.monotonic())
+
+    def _keep_house(self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Row]:
+        """Do what is due and belongs to no user; a timer of the current key goes on with it.
+
+        A user's, as there is no other: a broadcast element cannot set one.
+        """
+        unresolved = self._unresolved.report(time.monotonic())
         if unresolved is not None:
-            yield from self._emit(
-                SaveBatch(unresolved=unresolved, unresolved_scope=self._unresolved_scope)
-            )
+            scope = f"unresolved:{self._subtask}"
+            yield from self._save(SaveBatch(unresolved=unresolved, unresolved_scope=scope))
+        yield from self._make_lists()
         self._collector.collect(idle=not self._touched)
+        now_ms = time.time_ns() // 1_000_000
+        is_ahead = now_ms < self._lists_ms <= now_ms + _LISTS_MS
+        if self._lists is not None and self._lists.pending and not is_ahead:
+            self._lists_ms = now_ms + _LISTS_MS
+            ctx.timer_service().register_processing_time_timer(self._lists_ms)
+
+    def _make_lists(self) -> Iterator[Row]:
+        """Work at lists by product, and then let them rest, so that they have their share."""
+        began_s = time.monotonic()
+        if self._lists is None or not self._lists.pending or began_s < self._lists_rest_s:
+            return
+        share = _IDLE_SHARE if self._tick.is_idle else _BUSY_SHARE
+        budget_s = share * max(self._tick.length_ms, _LISTS_MS) / 1000
+        made = self._lists.work(self._catalogue, budget_s, time.time_ns() // 1000)
+        if made:
+            yield from self._save(SaveBatch(product_lists=made))
+        now_s = time.monotonic()
+        self._lists_rest_s = now_s + (now_s - began_s) * (1 / share - 1)
 
     def _erase(
         self,
@@ -426,7 +573,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         event: Event,
         kafka_ms: int,
         ctx: KeyedBroadcastProcessFunction.ReadOnlyContext,
-    ) -> Iterator[SaveBatch | BatchReference]:
+    ) -> Iterator[Row]:
         """Forget the user of the current key: state, what is not saved yet, and all rows."""
         touched = self._touched.pop(key, None)
         if touched is not None:
@@ -447,11 +594,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         for after_ms in ERASE_AGAIN_MS:
             ctx.timer_service().register_processing_time_timer(erased_us // 1000 + after_ms)
         erasure = Erasure(event.user_id, kept.erasure_ms, kept.oldest_ms, erased_us)
-        yield from self._emit(SaveBatch(erasures=[erasure]))
+        yield from self._save(SaveBatch(erasures=[erasure]))
 
-    def _erase_again(
-        self, key: str, timestamp: int, profile: Profile
-    ) -> Iterator[SaveBatch | BatchReference]:
+    def _erase_again(self, key: str, timestamp: int, profile: Profile) -> Iterator[Row]:
         """Repeat the erasure of the user of the current key, if that is what a timer is for."""
         if profile.erased_us and timestamp - profile.erased_us // 1000 in ERASE_AGAIN_MS:
             erasure = Erasure(
@@ -461,9 +606,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
                 profile.erased_us,
                 repeated=True,
             )
-            yield from self._emit(SaveBatch(erasures=[erasure]))
+            yield from self._save(SaveBatch(erasures=[erasure]))
 
-    def _opt_out(self, key: str, event: Event) -> Iterator[SaveBatch | BatchReference]:
+    def _opt_out(self, key: str, event: Event) -> Iterator[Row]:
         """Delete profile and list of the user of the current key; what comes moves nothing."""
         touched = self._touched.get(key)
         known = self._known(touched)
@@ -474,11 +619,11 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         if touched is not None:
             # Events that are not saved yet are saved all the same, as history.
             touched.profile = kept
-        yield from self._emit(SaveBatch(objections=[Objection(event.user_id, at_us)]))
+        yield from self._save(SaveBatch(objections=[Objection(event.user_id, at_us)]))
 
     def _opt_in(
         self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
-    ) -> Iterator[SaveBatch | BatchReference]:
+    ) -> Iterator[Row]:
         """Let what the user of the current key does from now on move a profile again."""
         touched = self._touched.get(key)
         if not self._known(touched).opted_out:
@@ -509,12 +654,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             return Profile.unpack(self._stored())
         return touched.profile or Profile.unpack(touched.packed)
 
-    def _emit(self, batch: SaveBatch) -> Iterator[SaveBatch | BatchReference]:
-        if self._config.execution_mode == THREAD_MODE:
-            with by_reference(batch) as reference:
-                yield reference
-        else:
-            yield batch
+    def _save(self, batch: SaveBatch) -> Iterator[Row]:
+        """Save a batch; where it is the last of its tick, all of it is acknowledged on return."""
+        for letter in self._saver.save(batch):
+            yield self._to_row(letter)
 
     def _touch(
         self, key: str, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
@@ -535,34 +678,21 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self, touched: Touched, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
     ) -> None:
         """Let the user of the current key be saved at the end of this tick, or of a new one."""
-        # Not ahead of the clock, or so far that the clock must have gone back.
-        if not 0 < self._tick_end_ms - now_ms <= self._config.tick_max_ms:
-            if now_ms - self._active_ms >= _IDLE_MS:
-                self._stretched_ms = self._config.tick_ms  # the load that stretched it is over
-                self._catching_up = False
-            self._tick_end_ms = (now_ms // self._stretched_ms + 1) * self._stretched_ms
-            if self._tick_end_ms - now_ms > self._config.tick_ms:
-                self._schedule_probe(ctx, now_ms)
-        if touched.due_ms != self._tick_end_ms:
-            touched.due_ms = self._tick_end_ms
-            ctx.timer_service().register_processing_time_timer(self._tick_end_ms)
-
-    def _schedule_probe(
-        self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext, now_ms: int
-    ) -> None:
-        self._probe_ms = now_ms + self._config.tick_ms
-        ctx.timer_service().register_processing_time_timer(self._probe_ms)
+        probe_ms = self._tick.probe_ms
+        end_ms = self._tick.end(now_ms)
+        for timer_ms, known_ms in ((end_ms, touched.due_ms), (self._tick.probe_ms, probe_ms)):
+            if timer_ms != known_ms:
+                ctx.timer_service().register_processing_time_timer(timer_ms)
+        touched.due_ms = end_ms
 
     def _probe(
         self, ctx: KeyedBroadcastProcessFunction.OnTimerContext, now_ms: int
-    ) -> Iterator[SaveBatch | BatchReference]:
+    ) -> Iterator[Row]:
         """Within a stretched tick: save at once where its reason is gone, else look later."""
-        caught_up = self._catching_up and now_ms - self._event_ts <= self._config.tick_max_ms
-        if now_ms - self._event_ms < _IDLE_MS and not caught_up:
-            self._schedule_probe(ctx, now_ms)
-            return
-        yield from self._flush(ctx)
-        self._tick_end_ms = 0  # what comes now belongs to a tick of its own
+        if self._tick.is_over(now_ms):
+            yield from self._flush(ctx)
+        else:
+            ctx.timer_service().register_processing_time_timer(self._tick.probe_ms)
 
     def _revisit(
         self,
@@ -572,11 +702,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         now_ms: int,
     ) -> Touched | None:
         """Handle a timer of a user who is not in memory: after a restore, or a waiting one."""
-        self._load_catalogue(ctx)
         if next(iter(self._pending.get()), None) is None:
             if not (profile.waiting or profile.partial) or profile.retry_ms > now_ms:
                 return None
-            is_due = profile.partial and self._progress.complete
+            is_due = profile.partial and not self._is_growing()
             if not is_due and not profile.can_advance(self._catalogue):
                 self._schedule_retry(profile, ctx, now_ms)
                 self._profile.update(profile.pack())
@@ -610,7 +739,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
         A timer, because a broadcast element cannot reach the keyed state of those who wait for it;
         one a user. It ends for who waits for a product, after ``RETRIES_END_MS``: the product may
-        never come, where a catalogue does become complete.
+        never come, where a catalogue does stop to grow.
         """
         longest_ms = self._config.waiting_retry_max_ms
         if now_ms < profile.retry_ms <= now_ms + longest_ms:
@@ -622,85 +751,43 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         profile.retry_ms = now_ms + min(max(waited_ms, self._config.tick_ms, 100), longest_ms)
         ctx.timer_service().register_processing_time_timer(profile.retry_ms)
 
-    def _flush(
-        self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
-    ) -> Iterator[SaveBatch | BatchReference]:
+    def _flush(self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Row]:
         """Move, look up and save all users touched since their last flush."""
-        self._load_catalogue(ctx)
         started = time.monotonic()
         users = [touched for touched in self._touched.values() if not touched.flushed]
         # One of a user's events stands for all; the newest of all users' is no straggler.
-        newest_ms = max(
-            (user.events[-1].event.ts for user in users if user.events),
-            default=self._active_ms,
-        )
-        unknown: list[str] | None = [] if self._progress.complete else None
+        newest_ms = max((user.events[-1].event.ts for user in users if user.events), default=None)
+        is_growing = self._is_growing()
+        unknown: list[str] | None = None if is_growing else []
         for batch in recommend(
             users,
             self._catalogue,
             self._config.recommend,
             time.time_ns() // 1000,
-            complete=self._progress.complete,
+            complete=not is_growing,
             unknown=unknown,
+            cap=self._cap,
         ):
-            self._events.inc(batch.updates + batch.duplicates + batch.opted_out + batch.erased)
+            self._events.inc(
+                batch.updates + batch.duplicates + batch.opted_out + batch.erased + batch.capped
+            )
             self._updates.inc(batch.updates)
             self._duplicates.inc(batch.duplicates)
             self._erased_events.inc(batch.erased)
             self._opted_out_events.inc(batch.opted_out)
+            self._capped_events.inc(batch.capped)
             self._lookups.inc(len(batch.lists))
             self._batch_size.set(len(batch.lists))
-            yield from self._emit(batch)
+            yield from self._save(batch)
         if unknown:
             self._unresolved_events.inc(len(unknown))
             self._unresolved.add(unknown)
         self._pending_count = 0
-        self._active_ms = time.time_ns() // 1_000_000
         spent_ms = round((time.monotonic() - started) * 1000)
         if self._config.tick_ms:
-            longest_ms = self._config.tick_max_ms
-            self._catching_up = self._active_ms - spent_ms - newest_ms > longest_ms
-            wanted_ms = longest_ms if self._catching_up else 2 * spent_ms
-            self._stretched_ms = min(max(self._config.tick_ms, wanted_ms), longest_ms)
-            self._tick_gauge.set(self._stretched_ms)
-
-    def _load_catalogue(self, ctx: Any) -> None:
-        """Read the broadcast state after a restore; it is out of reach while opening."""
-        if not self._catalogue_loaded:
-            entries = dict(ctx.get_broadcast_state(catalogue_descriptor()).items())
-            if entries:
-                self._changed_us = time.time_ns() // 1000 + _CLOCK_MARGIN_US
-            progress = entries.pop(_PROGRESS_KEY, None)
-            if progress is not None:
-                self._progress.load(progress, time.monotonic())
-            clock = entries.pop(_CLOCK_KEY, None)
-            if clock is not None:
-                self._changed_us = max(self._changed_us, *_MICROSECONDS.unpack(clock))
-            self._catalogue.load(
-                (key, value)
-                for key, value in entries.items()
-                if not key.startswith(_UNSAVED_PREFIX)
-            )
-            self._catalogue_loaded = True
-            if self._reports_catalogue:
-                unsaved = {
-                    key[len(_UNSAVED_PREFIX) :]: value
-                    for key, value in entries.items()
-                    if key.startswith(_UNSAVED_PREFIX)
-                }
-                self._restore_unsaved(unsaved)
-            self._show_catalogue()
-
-    def _restore_unsaved(self, unsaved: dict[str, bytes]) -> None:
-        """Take up the products whose rows were on their way; some may have arrived."""
-        self._changed_us = max(time.time_ns() // 1000, self._changed_us + 1)
-        for product_id, saved in unsaved.items():
-            new = self._catalogue.detail(product_id)
-            old = _details_decoder.decode(saved) if saved else None
-            if old is None and new is None:
-                # It came and went unsaved, but a row of it may have been on its way.
-                old = ProductDetails(product_id, "", "", None, False)
-            self._unsaved[product_id] = ProductChange(old, new, self._changed_us)
+            self._tick.saved(time.time_ns() // 1_000_000, spent_ms, newest_ms)
+            self._tick_gauge.set(self._tick.length_ms)
+        yield from self._keep_house(ctx)
 
     def _show_catalogue(self) -> None:
         self._catalogue_size.set(len(self._catalogue))
@@ -708,9 +795,10 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
     def _dead_letter(
         self, topic: str, key: str, payload: bytes | None, origin: Origin, error: RejectedError
-    ) -> DeadLetter:
+    ) -> Row:
         self._dead_letters[error.reason].inc()
-        return DeadLetter(topic, key, payload, error.reason, error.detail, origin)
+        letter = DeadLetter(topic, key, payload, error.reason, error.detail, origin)
+        return self._to_row(letter)
 
 
 def _user_id(key: str) -> str:
@@ -724,6 +812,14 @@ def subtask_index(runtime_context: RuntimeContext) -> int:
         # PyFlink 2.3 still calls, in thread mode, a Java method that Flink 2.0 moved to TaskInfo.
         return int(runtime_context._runtime_context.getTaskInfo().getIndexOfThisSubtask())
     return int(runtime_context.get_index_of_this_subtask())
+
+
+def parallelism(runtime_context: RuntimeContext) -> int:
+    """Tell how many parallel subtasks there are."""
+    if _is_embedded(runtime_context):
+        task = runtime_context._runtime_context.getTaskInfo()
+        return int(task.getNumberOfParallelSubtasks())
+    return int(runtime_context.get_number_of_parallel_subtasks())
 
 
 def _is_embedded(runtime_context: RuntimeContext) -> bool:

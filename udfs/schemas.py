@@ -80,8 +80,6 @@ EVENT_TYPES: Final = (
     "click", "search", "scroll", "purchase", "add_to_cart", "dislike", "return",
 )  # fmt: skip
 
-# The partition of a row that is no record of the catalogue topic but a heartbeat of the job's own.
-HEARTBEAT_PARTITION: Final = -1
 MS_A_DAY: Final = 86_400_000
 
 
@@ -668,6 +666,8 @@ class SaveBatch:
     """Events that were not taken because their user had them erased."""
     opted_out: int = 0
     """Events that moved nothing because their user objects."""
+    capped: int = 0
+    """Events that moved nothing because their user had too many in their minute."""
     updates: int = 0
     last: bool = True
 

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
-from udfs.catalogue import Catalogue
-from udfs.catalogue_progress import CatalogueProgress
+from udfs.product_record import ProductRecord, RelatedRow, SpaceSwitch, encode
 from udfs.profile import Profile, ProfileConfig, update_profiles
 from udfs.schemas import (
     Event,
@@ -28,6 +28,7 @@ from udfs.schemas import (
     encode_vector,
     frame_record,
 )
+from udfs.space_notices import count_notice
 
 FOLDER: Final = Path(__file__).parent
 NOW_MS: Final = 1_732_300_000_000
@@ -103,15 +104,6 @@ def _profile_v3() -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _progress() -> tuple[bytes, dict[str, Any]]:
-    progress = CatalogueProgress({}, 0.0)
-    progress.read(0, 41, 0.0)
-    progress.read(2, 2**40, 0.0)
-    value = progress.unstored()
-    assert value is not None
-    return value, {"read": {"0": 41, "2": 2**40}}
-
-
 def _profile_v2() -> tuple[bytes, dict[str, Any]]:
     profile = Profile()
     update_profiles([profile], [EVENTS_V2], _Source(), ProfileConfig())
@@ -142,50 +134,6 @@ def _shown(profile: Profile) -> dict[str, Any]:
         "waiting": profile.waiting,
         "interactions": [list(row) for row in profile.interactions()],
         "excluded": profile.excluded(),
-    }
-
-
-_FACTS: Final[dict[str, dict[str, Any]]] = {
-    "p1": {"related": {"p2 é": 1.0, "p9": 0.25, "p1": 0.5}},
-    "p2 é": {"related": {"p1": -0.5}, "rebuy_days": 30.0, "rebuy_share": 0.25},
-}
-
-
-def _catalogue_entries() -> tuple[bytes, dict[str, Any]]:
-    """Key and value of each broadcast state entry, as hexadecimal lines."""
-    catalogue = Catalogue(switch_share=1.0)
-    state: dict[str, bytes] = {}
-    for product_id, space, embedding, in_stock in (
-        ("p1", "text3-v1", [1.0, 0.0, 0.0], True),
-        ("p2 é", "text3-v1", [0.0, 1.0, 0.0], False),
-        ("p1", "text2-v2", [0.6, 0.8], True),
-    ):
-        product = Product(
-            product_id,
-            space,
-            embedding,
-            f"Hub {product_id}",
-            "USB é",
-            18.5,
-            in_stock,
-            **_FACTS[product_id],
-        )
-        seen_us = 1000 * NOW_MS
-        for key, value in catalogue.upsert(product, decode_vector(embedding), changed_us=seen_us):
-            assert value is not None
-            state[key] = value
-    lines = [f"{key.encode().hex()} {value.hex()}" for key, value in sorted(state.items())]
-    return ("\n".join(lines) + "\n").encode(), {
-        "space": "text3-v1",
-        "products": 2,
-        "searchable": ["p1"],
-        "vectors": {"p1": [1.0, 0.0, 0.0], "p2 é": [0.0, 1.0, 0.0]},
-        "staged": {"text2-v2": ["p1"]},
-        "titles": {"p1": "Hub p1", "p2 é": "Hub p2 é"},
-        "category": "USB é",
-        "price": 18.5,
-        "facts": _FACTS,
-        "first_seen_ms": NOW_MS,
     }
 
 
@@ -264,17 +212,66 @@ def _wire_product_v2() -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _announced() -> tuple[bytes, dict[str, Any]]:
-    """A space's notice as on the wire, and the broadcast state entry that it leaves behind."""
-    notice = SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True)
-    ((key, value),) = Catalogue().notice(notice, 2)
-    assert value is not None
-    lines = (encode_space_notice(notice), f"{key.encode().hex()} {value.hex()}".encode())
-    return b"\n".join(lines) + b"\n", {
+def _notice_v2() -> tuple[bytes, dict[str, Any]]:
+    """A space's notice as on the wire."""
+    notice = SpaceNotice("text3-v1+é", NOW_MS, 3, complete=True, force=True)
+    return encode_space_notice(notice), msgspec.to_builtins(notice)
+
+
+def _partial() -> tuple[bytes, dict[str, Any]]:
+    """What the shop sends of a product that has become cheaper, and is sold out."""
+    value = (
+        b'{"product_id":"p3","partial":true,"price":null,"in_stock":false,'
+        b'"updated_at":"2024-11-22T18:26:40Z"}'
+    )
+    return value, {
+        "product_id": "p3",
+        "price": None,
+        "in_stock": False,
+        "space": None,
+        "embedding": None,
+        "updated_at": NOW_MS,
+    }
+
+
+RECORD_V1: Final = ProductRecord(
+    version=1,
+    product_id="p3 é",
+    title="Hub é",
+    category="USB",
+    price=18.5,
+    in_stock=False,
+    vectors={
+        "text3-v1": encode_vector(np.array([0.0, 0.6, 0.8], dtype=np.float32)),
+        "shop-v2": encode_vector(np.array([1.0, 0.0], dtype=np.float32)),
+    },
+    is_text=False,
+    first_seen_ms=NOW_MS,
+    updated_us=1000 * NOW_MS + 7,
+    updated_at=NOW_MS - 1000,
+)
+RELATED_V1: Final = RelatedRow(1, "p3 é", {"p1": 1.5, "p3 é": 0.5}, 30.0, 0.25)
+SWITCH_V1: Final = SpaceSwitch(1, "text3-v1+é", NOW_MS, force=True)
+
+
+def _kept(kept: ProductRecord | RelatedRow | SpaceSwitch) -> tuple[bytes, dict[str, Any]]:
+    return encode(kept), msgspec.to_builtins(kept)
+
+
+def _announced_space() -> tuple[bytes, dict[str, Any]]:
+    """State of a space of which two of three partitions have said that it is complete."""
+    known = None
+    for partition, force in ((0, False), (1, True)):
+        notice = SpaceNotice("text3-v1+é", 7, 3, complete=True, force=force)
+        known, _ = count_notice(known, notice, partition)
+    assert known is not None
+    return known, {
+        "version": 1,
         "space": "text3-v1+é",
-        "started_ms": NOW_MS,
+        "started_ms": 7,
         "partitions": 3,
-        "complete": True,
+        "complete": [0, 1],
+        "force": True,
     }
 
 
@@ -282,16 +279,19 @@ def main() -> None:
     """Write the files that do not exist yet."""
     for name, make in (
         ("profile_v1", _profile),
-        ("catalogue_v3", _catalogue_entries),
         ("event_v1", _wire_event),
         ("product_v1", _wire_product),
         ("profile_v2", _profile_v2),
         ("profile_v3", _profile_v3),
-        ("progress_v1", _progress),
         ("product_v2", _wire_product_v2),
-        ("space_v1", _announced),
+        ("space_v2", _notice_v2),
+        ("partial_v1", _partial),
         ("pending_v2", _pending_v2),
         ("event_v2", _wire_event_v2),
+        ("record_v1", lambda: _kept(RECORD_V1)),
+        ("related_v1", lambda: _kept(RELATED_V1)),
+        ("switch_v1", lambda: _kept(SWITCH_V1)),
+        ("announced_v1", _announced_space),
     ):
         target = FOLDER / f"{name}.bin"
         if target.exists():

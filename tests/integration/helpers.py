@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from connectors.cassandra_schema import create_schema, event_id_of
 from connectors.cassandra_session import CassandraOptions, connect
-from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, TOPICS
+from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, PRODUCTS, RELATED, TOPICS
 from local.errors import StackError
 from local.stack import Stack
 from tests.verification import (
@@ -43,6 +43,8 @@ JOB_SETTINGS: Final[Mapping[str, str]] = {
 }
 # Kafka's own limit of a record, with room for the batch's and the record's headers.
 LARGEST_VALUE: Final = 1_048_588 - 200
+# The one of the key's.
+ANY_PARTITION: Final = -1
 # Topic, partition, offset.
 Origin = tuple[str, int, int]
 _numbers = itertools.count()
@@ -115,6 +117,7 @@ class Ledger:
         value: bytes | None,
         event: Event | None = None,
         placed: Callable[[Origin], None] | None = None,
+        partition: int = ANY_PARTITION,
     ) -> None:
         """Queue a record; ``event`` counts, and ``placed`` is called, once Kafka has it."""
 
@@ -129,7 +132,13 @@ class Ledger:
 
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=delivered)
+                self._producer.produce(
+                    topic,
+                    value,
+                    key,
+                    on_delivery=delivered,
+                    partition=partition,
+                )
                 break
             except BufferError:
                 self._producer.poll(0.1)
@@ -233,7 +242,8 @@ def poisoned_products(space: str = SPACE) -> dict[str, Poison]:
 
     return {
         "product garbage": bad(Reason.NOT_JSON, b"{"),
-        "product without space": bad(Reason.INVALID_FIELD, b'{"product_id":"bad"}'),
+        "vector without space": bad(Reason.MISSING_FIELD, b'{"product_id":"bad","embedding":[1]}'),
+        "partial of nothing": bad(Reason.UNKNOWN_PRODUCT, b'{"product_id":"bad","partial":true}'),
         "product other key": bad(Reason.KEY_MISMATCH, wire([1.0] * DIMENSIONS), b"good"),
         "wrong length": bad(Reason.WRONG_LENGTH, wire([1.0] * (DIMENSIONS - 1))),
         "NaN": bad(Reason.INVALID_VECTOR, wire(encode_vector(not_a_number))),
@@ -318,6 +328,8 @@ class Pipeline:
             *("--events-topic", self.topics[EVENTS]),
             *("--catalogue-topic", self.topics[CATALOGUE]),
             *("--dead-letters-topic", self.topics[DEAD_LETTERS]),
+            *("--products-topic", self.topics[PRODUCTS]),
+            *("--related-topic", self.topics[RELATED]),
             *("--cassandra-hosts", stack.cassandra.host),
             *("--cassandra-port", str(stack.cassandra.port)),
             *("--cassandra-keyspace", self.keyspace),
@@ -380,6 +392,10 @@ class Pipeline:
         if remember:
             for product_id, vector in vectors.items():
                 self.catalogue[product_id] = CatalogueItem(unit(vector), in_stock)
+
+    def say(self, product_id: str, value: bytes | None, partition: int = ANY_PARTITION) -> None:
+        """Send a record of the catalogue topic as it is, without waiting."""
+        self._control.send(self.topics[CATALOGUE], product_id.encode(), value, partition=partition)
 
     def upsert(self, products: Iterable[tuple[Product, Any]]) -> None:
         """Upsert products with their vectors, and wait for Kafka."""
@@ -481,7 +497,15 @@ class Pipeline:
 
     def letters(self) -> list[Letter]:
         """All records of the dead-letters topic up to its present end."""
-        topic = self.topics[DEAD_LETTERS]
+        return self.records(DEAD_LETTERS)
+
+    def newest(self, name: str) -> dict[str, bytes | None]:
+        """The newest value of each key of a compacted topic."""
+        return {(one.key or b"").decode(): one.value for one in self.records(name)}
+
+    def records(self, name: str) -> list[Letter]:
+        """All records of a topic up to its present end, in the order of each partition."""
+        topic = self.topics[name]
         ends = self.stack.kafka.end_offsets(topic)
         consumer = Consumer(
             {

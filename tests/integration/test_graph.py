@@ -12,13 +12,22 @@ from local.processes import PROJECT
 
 UIDS = {
     *(f"events-source-{depth}" for depth in range(4)),
-    *(f"catalogue-source-{depth}" for depth in range(4)),
-    *(f"heartbeat-source-{depth}" for depth in range(4)),
+    *(
+        f"{name}-source-{depth}"
+        for name in ("catalogue-records", "products", "related")
+        for depth in range(4)
+    ),
     "recommender",
-    "cassandra-sink",
+    "catalogue",
     "dead-letters-sink-0-1",
     "dead-letters-sink-0-0",
     "Sink Committer: dead-letters-sink-0-0",
+    *(
+        f"{name}-sink-0-{depth}"
+        for name in ("products", "related", "catalogue-letters")
+        for depth in range(3)
+    ),
+    *(f"Sink Committer: {name}-sink-0-0" for name in ("products", "related", "catalogue-letters")),
 }
 
 
@@ -78,26 +87,29 @@ def test_every_operator_has_its_uid(graph: Any) -> None:
     assert len(found) == len(UIDS)
 
 
-def test_events_are_hashed_and_the_catalogue_is_broadcast(graph: Any) -> None:
+def test_records_are_hashed_and_products_are_broadcast(graph: Any) -> None:
+    assert inputs(graph, "catalogue") == {"catalogue-records-source-0": "HASH"}
     assert inputs(graph, "recommender") == {
         "events-source-0": "HASH",
-        "catalogue-source-0": "BROADCAST",
-        "heartbeat-source-0": "BROADCAST",
+        "products-source-0": "BROADCAST",
+        "related-source-0": "BROADCAST",
     }
 
 
-def test_only_these_three_edges_leave_a_task(graph: Any) -> None:
-    # All Python in one chain: no barrier between a lookup and its save, and one GIL's threads less.
+def test_only_these_four_edges_leave_a_task(graph: Any) -> None:
     names = sorted(vertex.getName() for vertex in graph.getJobGraph().getVerticesAsArray())
 
-    assert len(names) == 4
-    assert all(name.startswith("Source: ") for name in names[:3])
-    assert names[3].startswith("recommender -> cassandra-sink -> ")
-    assert inputs(graph, "cassandra-sink") == {"recommender": "FORWARD"}
+    assert len(names) == 6
+    assert all(name.startswith("Source: ") for name in names[:4])
+    assert names[4].startswith("catalogue -> ")
+    assert names[5].startswith("recommender -> ")
 
 
-def test_the_sink_writes_all_dead_letters_behind_the_save(graph: Any) -> None:
-    assert inputs(graph, "dead-letters-sink-0-1") == {"cassandra-sink": "FORWARD"}
+def test_what_an_operator_emits_is_written_in_its_own_task(graph: Any) -> None:
+    for name in ("products", "related", "catalogue-letters"):
+        assert inputs(graph, f"{name}-sink-0-2") == {"catalogue": "FORWARD"}
+        assert inputs(graph, f"{name}-sink-0-0") == {f"{name}-sink-0-1": "FORWARD"}
+    assert inputs(graph, "dead-letters-sink-0-1") == {"recommender": "FORWARD"}
     assert inputs(graph, "dead-letters-sink-0-0") == {"dead-letters-sink-0-1": "FORWARD"}
 
 

@@ -9,8 +9,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from udfs.product_record import VERSION, ProductRecord, RelatedRow
 from udfs.profile import ProfileConfig
-from udfs.schemas import Event, EventType, Origin, PendingEvent, SavedList, frame_record
+from udfs.schemas import (
+    Event,
+    EventType,
+    Origin,
+    PendingEvent,
+    SavedList,
+    encode_vector,
+    frame_record,
+)
 
 FloatMatrix = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -90,15 +99,42 @@ def unit(vector: Any) -> FloatMatrix:
 
 
 def unit_vectors(n: int, dimensions: int, seed: int = 0) -> FloatMatrix:
-    """Random unit vectors, shape (n, d)."""
+    """Random unit vectors, shape (n, d), rounded to float16 as the catalogue holds them."""
     raw = np.random.default_rng(seed).standard_normal((n, dimensions))
-    return np.asarray(raw / np.linalg.norm(raw, axis=1, keepdims=True), dtype=np.float32)
+    return np.asarray(
+        (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16), dtype=np.float32
+    )
 
 
 def stored(vectors: FloatMatrix) -> FloatMatrix:
-    """Vectors that lose nothing where they are stored as int8 with a scale each."""
-    scales = np.abs(vectors).max(axis=1, keepdims=True) / 127
-    return np.asarray(np.rint(vectors / scales) * scales, dtype=np.float32)
+    """Vectors that lose nothing as float16, nor as int8 with a scale each; shorter than 1."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    return np.asarray(np.rint(vectors / largest * 127) / 512, dtype=np.float32)
+
+
+def record(
+    product_id: str = "p0", vector: FloatMatrix | None = None, space: str = "s", **fields: Any
+) -> ProductRecord:
+    """A product as `products` has it; further ``vectors`` by space stand behind the first."""
+    vectors = {space: vector} if vector is not None else {}
+    vectors |= fields.pop("vectors", {})
+    values: dict[str, Any] = {
+        "title": "",
+        "category": "",
+        "price": None,
+        "in_stock": True,
+        "is_text": False,
+        "first_seen_ms": 1000,
+        "updated_us": 1,
+        **fields,
+    }
+    texts = {name: encode_vector(one) for name, one in vectors.items()}
+    return ProductRecord(VERSION, product_id, vectors=texts, **values)
+
+
+def related_row(product_id: str = "p0", **fields: Any) -> RelatedRow:
+    """What was learned of a product."""
+    return RelatedRow(VERSION, product_id, **{"related": {}, **fields})
 
 
 class Vectors:

@@ -197,7 +197,7 @@ class Flink:
             return self._metrics(path.split("/")[4], parameters.get("get"))
         vertices = {
             "source": "Source: KafkaSource-default_catalog.default_database.events-source",
-            "recommender": "recommender -> cassandra-sink",
+            "recommender": "recommender -> DataStreamToTable",
             # It reads the same topic once more, and must not be counted.
             "trending": "Source: KafkaSource-default_catalog.default_database.trending-1-events",
         }

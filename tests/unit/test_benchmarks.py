@@ -12,10 +12,8 @@ from benchmarks.runner import BenchmarkError, Run, Saved, Spent
 from benchmarks.scale import RATES, capacity
 from benchmarks.soak import Churn, Sample, growth_a_day
 from benchmarks.workload import SPACE, Workload
-from tests.unit.api_doubles import record
-from tests.unit.builders import NOW_MS, event
+from tests.unit.builders import NOW_MS, event, record, related_row
 from udfs.catalogue import Catalogue
-from udfs.product_record import VERSION, RelatedRow, decode_record
 from udfs.recommend import RecommendConfig
 from udfs.schemas import Event, Product
 
@@ -146,10 +144,10 @@ def test_churn_deletes_only_what_comes_back() -> None:
 def test_vectors_are_judged_by_the_place_of_what_came_next() -> None:
     assert vectors.scores([1, 0, 4, 0]) == {"hr": 0.5, "mrr": 0.3125}
     catalogue = Catalogue()
-    for number, vector in enumerate(np.eye(3).tolist()):
-        catalogue.put(decode_record(f"p{number}", record(f"p{number}", vector)))
+    for number, vector in enumerate(np.eye(3, dtype=np.float32)):
         follows = {f"p{(number + 1) % 3}": 1.0}
-        catalogue.put_related(RelatedRow(VERSION, f"p{number}", follows))
+        catalogue.put(record(f"p{number}", vector))
+        catalogue.put_related(related_row(f"p{number}", related=follows))
     clicks = [event(f"e{at}", product_id=f"p{p}", ts=NOW_MS + at) for at, p in enumerate((0, 1, 0))]
     found = list(vectors.ranks([clicks, clicks[1:]], catalogue, RecommendConfig(list_length=2)))
     # After p0 comes p1; p0 is behind the other two after p1 alone, and after both.

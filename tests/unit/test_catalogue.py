@@ -1,70 +1,41 @@
-"""The catalogue: stock, spaces that never mix, and the durable copy that equals it."""
+"""The catalogue: stock, spaces that never mix, a bulk load that equals changes one by one."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import base64
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from tests.unit.builders import FloatMatrix, assert_same_list, unit_vectors
-from udfs.catalogue import Catalogue, CatalogueVersionError
-from udfs.schemas import Product, Reason, RejectedError, SpaceNotice, decode_space_notice
+from tests.unit.builders import (
+    FloatMatrix,
+    assert_same_list,
+    record,
+    related_row,
+    unit_vectors,
+)
+from udfs import catalogue as catalogue_module
+from udfs import inverted
+from udfs.catalogue import Catalogue
+from udfs.index import ExactIndex
+from udfs.inverted import InvertedIndex
+from udfs.product_record import ProductRecord, RelatedRow, SpaceSwitch
+from udfs.schemas import Reason, RejectedError, encode_vector
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = {"a": 4, "b": 6, "c": 3}
 VECTORS = {space: unit_vectors(12, length, seed=length) for space, length in DIMENSIONS.items()}
+NAMES = [f"p{at}" for at in range(12)]
 
 
-# What products say of themselves; they name each other before they are there, and themselves.
-FACTS: list[dict[str, Any]] = [
-    {"category": "X", "related": {"p1": 0.5, "p0": 0.25, "p7": -1.0}, "rebuy_share": 0.5},
-    {},
-    {"rebuy_days": 2.5, "related": {f"p{at}": 1.0 for at in range(3, 12)}},
-    {"category": "é", "related": {}},
-]
-
-
-class Durable:
-    """A catalogue and the broadcast state that its changes leave behind."""
-
-    def __init__(self, switch_share: float = 0.9) -> None:
-        self.share = switch_share
-        self.catalogue = Catalogue(switch_share=switch_share)
-        self.state: dict[str, bytes] = {}
-
-    def put(
-        self, number: int, space: str = "a", *, in_stock: bool = True, vector: int = -1
-    ) -> None:
-        product = Product(f"p{number}", space, [], in_stock=in_stock, **FACTS[number % len(FACTS)])
-        chosen = VECTORS[space][vector if vector >= 0 else number]
-        self._store(self.catalogue.upsert(product, chosen))
-
-    def delete(self, number: int) -> None:
-        self._store(self.catalogue.delete(f"p{number}"))
-
-    def note(
-        self, space: str, partition: int, *, complete: bool = False, started_ms: int = 1
-    ) -> None:
-        notice = SpaceNotice(space, started_ms, 2, complete)
-        self._store(self.catalogue.notice(notice, partition))
-
-    def restored(self) -> Catalogue:
-        again = Catalogue(switch_share=self.share)
-        again.load(self.state.items())
-        return again
-
-    def _store(self, changes: list[tuple[str, bytes | None]]) -> None:
-        for key, entry in changes:
-            if entry is None:
-                self.state.pop(key, None)
-            else:
-                self.state[key] = entry
+def of(number: int, *spaces: str, vector: int = -1, **fields: Any) -> ProductRecord:
+    """A product with its number's vector, or another, in each of the spaces."""
+    chosen = vector if vector >= 0 else number
+    return record(f"p{number}", vectors={one: VECTORS[one][chosen] for one in spaces}, **fields)
 
 
 def found(catalogue: Catalogue, k: int = 20, seed: int = 5) -> dict[str, float]:
@@ -76,625 +47,465 @@ def found(catalogue: Catalogue, k: int = 20, seed: int = 5) -> dict[str, float]:
     return {one: round(float(score), 5) for one, score in zip(ids, scores, strict=True)}
 
 
-def test_inserted_product_is_found_at_once() -> None:
-    durable = Durable()
-    durable.put(1)
-    durable.put(2)
-    assert set(found(durable.catalogue)) == {"p1", "p2"}
-    assert (len(durable.catalogue), durable.catalogue.searchable) == (2, 2)
-    assert (durable.catalogue.space, durable.catalogue.dimensions) == ("a", 4)
+def with_products(*records: ProductRecord, **options: Any) -> Catalogue:
+    made = Catalogue(**options)
+    for one in records:
+        made.put(one)
+    return made
 
 
-def test_update_replaces_the_vector() -> None:
-    durable = Durable()
-    durable.put(1)
-    durable.put(1, vector=7)
-    vector = durable.catalogue.product_vector("p1")
-    assert vector is not None
-    np.testing.assert_array_equal(vector, VECTORS["a"][7])
-    ids, scores = durable.catalogue.search(VECTORS["a"][7:8], 5)[0]
-    assert ids == ["p1"]
-    assert scores[0] == pytest.approx(1, abs=1e-6)
-
-
-def test_out_of_stock_is_not_found_but_still_moves_users() -> None:
-    durable = Durable()
-    durable.put(1)
-    durable.put(2)
-    durable.put(1, in_stock=False)
-    assert set(found(durable.catalogue)) == {"p2"}
-    assert (len(durable.catalogue), durable.catalogue.searchable) == (2, 1)
-    assert durable.catalogue.product_vector("p1") is not None
-    durable.put(1)
-    assert set(found(durable.catalogue)) == {"p1", "p2"}
-
-
-def test_only_product_out_of_stock_leaves_nothing_to_find() -> None:
-    durable = Durable()
-    durable.put(1, in_stock=False)
-    assert found(durable.catalogue) == {}
-    assert durable.catalogue.dimensions == 4
-
-
-def test_deleted_product_is_gone_and_deleting_again_is_no_error() -> None:
-    durable = Durable()
-    durable.put(1)
-    durable.put(2)
-    durable.delete(1)
-    durable.delete(1)
-    durable.delete(9)
-    assert set(found(durable.catalogue)) == {"p2"}
-    assert durable.catalogue.product_vector("p1") is None
-    assert set(durable.state) == {"a", "pp2"}
-
-
-@pytest.mark.parametrize("space", ["a", "b"])
-def test_vector_of_another_length_than_its_space_is_refused(space: str) -> None:
-    durable = Durable()
-    durable.put(0)
-    durable.put(1)
-    durable.put(2)
-    durable.put(1, "b")
-    before = found(durable.catalogue)
-    with pytest.raises(RejectedError) as caught:
-        durable.catalogue.upsert(Product("p9", space, []), unit_vectors(1, 5)[0])
-    assert caught.value.reason is Reason.WRONG_LENGTH
-    assert found(durable.catalogue) == before
-    assert len(durable.catalogue) == 3
-
-
-def test_required_length_holds_for_the_first_product_of_any_space() -> None:
-    catalogue = Catalogue(dimensions=4)
-    with pytest.raises(RejectedError, match="4"):
-        catalogue.upsert(Product("p1", "b", []), VECTORS["b"][0])
-    assert len(catalogue) == 0
-    assert catalogue.space is None
-    catalogue.upsert(Product("p1", "a", []), VECTORS["a"][0])
-    assert catalogue.searchable == 1
-
-
-def test_new_space_takes_over_in_one_step_and_never_mixes() -> None:
-    durable = Durable(switch_share=0.5)
-    for number in range(4):
-        durable.put(number)
-    durable.put(0, "b")
-    # Staged: still the old space, whole.
-    assert durable.catalogue.space == "a"
-    assert set(found(durable.catalogue)) == {"p0", "p1", "p2", "p3"}
-    durable.put(1, "b")
-    assert durable.catalogue.space == "b"
-    assert durable.catalogue.dimensions == 6
-    assert set(found(durable.catalogue)) == {"p0", "p1"}
-    assert durable.catalogue.product_vector("p2") is None
-    assert len(durable.catalogue) == 2
-    # The old space's products come again in the new one.
-    durable.put(2, "b")
-    assert set(found(durable.catalogue)) == {"p0", "p1", "p2"}
-
-
-def test_stock_published_with_the_new_space_holds_at_once() -> None:
-    durable = Durable(switch_share=1.0)
-    for number in range(3):
-        durable.put(number)
-    durable.put(0, "b", in_stock=False)
-    assert set(found(durable.catalogue)) == {"p1", "p2"}
-
-
-def test_deleting_what_the_new_space_lacks_can_complete_the_switch() -> None:
-    durable = Durable(switch_share=1.0)
-    durable.put(0)
-    durable.put(1)
-    durable.put(0, "b")
-    assert durable.catalogue.space == "a"
-    durable.delete(1)
-    assert durable.catalogue.space == "b"
-    assert set(found(durable.catalogue)) == {"p0"}
-    assert durable.restored().space == "b"
-
-
-def _entries(durable: Durable) -> dict[str, object]:
+def answers(catalogue: Catalogue) -> dict[str, Any]:
+    """All that a lookup can see, by names and not by slots, which come in any order."""
+    slots = np.array(catalogue.slots.find(NAMES), dtype=np.intp)
+    related, weights = catalogue.facts.related(slots)
+    name = catalogue.slots.product_id
+    categories = catalogue.facts.categories(slots).tolist()
+    words, shares = catalogue.matches("mug", 12)
     return {
-        key: value if key == "a" else msgspec.msgpack.decode(value)
-        for key, value in durable.state.items()
+        "size": (len(catalogue), catalogue.searchable, catalogue.space, catalogue.dimensions),
+        "known": [catalogue.knows(one) for one in NAMES],
+        "found": found(catalogue),
+        "vectors": catalogue.vectors(slots).tolist(),
+        "related": [
+            {name(slot): weight for slot, weight in zip(*row, strict=True) if slot >= 0}
+            for row in zip(related.tolist(), weights.tolist(), strict=True)
+        ],
+        "repeats": catalogue.facts.repeats(slots).tolist(),
+        "rebuys": [column.tolist() for column in catalogue.facts.rebuys(slots)],
+        "categories": [[a == b for b in categories] for a in categories],
+        "newcomers": sorted(map(name, catalogue.newcomers(4500, 12).tolist())),
+        "matches": {name(s): round(share, 5) for s, share in zip(words.tolist(), shares.tolist(), strict=True)},
     }
 
 
-changes = st.lists(
-    st.tuples(
-        st.sampled_from(["put", "put", "put", "out", "delete"]),
-        st.integers(0, 7),
-        st.sampled_from(["a", "a", "b", "c"]),
-        st.integers(0, 11),
+def test_an_inserted_product_is_found_at_once() -> None:
+    catalogue = with_products(of(1, "a"), of(2, "a"))
+    assert set(found(catalogue)) == {"p1", "p2"}
+    assert (len(catalogue), catalogue.searchable) == (2, 2)
+    assert (catalogue.space, catalogue.dimensions) == ("a", 4)
+    assert catalogue.knows("p1")
+    assert not catalogue.knows("p3")
+
+
+def test_an_update_replaces_the_vector() -> None:
+    catalogue = with_products(of(1, "a"), of(1, "a", vector=7))
+    vector = catalogue.product_vector("p1")
+    assert vector is not None
+    np.testing.assert_array_equal(vector, VECTORS["a"][7])
+    ids, scores = catalogue.search(VECTORS["a"][7:8], 5)[0]
+    assert ids == ["p1"]
+    assert scores[0] == pytest.approx(1, abs=1e-3)
+
+
+def test_out_of_stock_is_not_found_but_still_moves_users() -> None:
+    catalogue = with_products(of(1, "a"), of(2, "a"), of(1, "a", in_stock=False))
+    assert set(found(catalogue)) == {"p2"}
+    assert (len(catalogue), catalogue.searchable) == (2, 1)
+    assert catalogue.product_vector("p1") is not None
+    np.testing.assert_array_equal(catalogue.vectors(np.array([0, 1])), VECTORS["a"][1:3])
+    catalogue.put(of(1, "a"))
+    assert set(found(catalogue)) == {"p1", "p2"}
+
+
+def test_an_only_product_out_of_stock_leaves_nothing_to_find() -> None:
+    catalogue = with_products(of(1, "a", in_stock=False))
+    assert found(catalogue) == {}
+    assert catalogue.dimensions == 4
+
+
+def test_a_removed_product_is_gone_and_removing_again_is_no_error() -> None:
+    catalogue = with_products(of(1, "a"), of(2, "a"))
+    for name in ("p1", "p1", "p9"):
+        catalogue.remove(name)
+    assert set(found(catalogue)) == {"p2"}
+    assert catalogue.product_vector("p1") is None
+    assert not catalogue.knows("p1")
+    assert len(catalogue) == 1
+
+
+def test_a_product_without_a_vector_is_known_and_found_once_it_has_one() -> None:
+    catalogue = with_products(of(1))
+    assert (len(catalogue), catalogue.space, catalogue.dimensions) == (1, None, 0)
+    assert catalogue.vectors(np.array([0])).shape == (1, 0)
+    catalogue.put(of(2, "a"))
+    assert found(catalogue).keys() == {"p2"}
+    catalogue.put(of(1, "a"))
+    assert found(catalogue).keys() == {"p1", "p2"}
+    catalogue.put(of(1))  # the shop took it back
+    assert found(catalogue).keys() == {"p2"}
+
+
+@pytest.mark.parametrize("space", ["a", "b"])
+def test_a_vector_of_another_length_than_its_space_is_refused(space: str) -> None:
+    catalogue = with_products(of(0, "a", "b"), of(1, "a"))
+    before = answers(catalogue)
+    for product in ("p0", "p9"):
+        with pytest.raises(RejectedError) as caught:
+            catalogue.put(record(product, unit_vectors(1, 5)[0], space))
+        assert caught.value.reason is Reason.WRONG_LENGTH
+    assert answers(catalogue) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AAA",
+        base64.b64encode(b"123").decode(),
+        *(
+            encode_vector(np.array([one, 4, 0, 0], dtype=np.float32))
+            for one in (np.nan, np.inf, 3.0)
+        ),
+        encode_vector(np.zeros(4, dtype=np.float32)),
+        "",
+    ],
+)
+def test_what_is_no_unit_vector_is_refused_whichever_way_it_comes(text: str) -> None:
+    broken = replace(of(9, "a"), vectors={"a": text})
+    catalogue = with_products(of(1, "a"))
+    with pytest.raises(RejectedError) as caught:
+        catalogue.put(broken)
+    assert caught.value.reason is Reason.INVALID_VECTOR
+    loaded = Catalogue()
+    assert loaded.load([of(1, "a"), broken], [], None) == 1
+    assert answers(loaded) == answers(catalogue)
+
+
+def test_the_required_length_holds_for_the_first_product_of_any_space() -> None:
+    catalogue = Catalogue(dimensions=4)
+    with pytest.raises(RejectedError, match="4"):
+        catalogue.put(of(1, "b"))
+    assert (len(catalogue), catalogue.space) == (0, None)
+    catalogue.put(of(1, "a"))
+    assert catalogue.searchable == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "length", "taken"), [("text", 6, True), ("text", 5, False), ("text+", 5, True)]
+)
+def test_the_space_of_texts_has_their_length_from_its_first_product_on(
+    space: str, length: int, *, taken: bool
+) -> None:
+    query = unit_vectors(1, 6)[0]
+    catalogue = Catalogue(encoder=lambda _: query, encoder_space="text", encoder_dimensions=6)
+    one = record("p1", unit_vectors(1, length)[0], space)
+    if taken:
+        catalogue.put(one)
+        assert (catalogue.query_vector("mug") is not None) == (space == "text")
+    else:
+        with pytest.raises(RejectedError, match="dimensions"):
+            catalogue.put(one)
+        assert len(catalogue) == 0
+
+
+def announced(space: str, started_ms: int = 1, *, force: bool = False) -> SpaceSwitch:
+    return SpaceSwitch(1, space, started_ms, force)
+
+
+def test_a_space_without_an_announcement_never_takes_over() -> None:
+    catalogue = with_products(*(of(at, "a") for at in range(4)))
+    for at in range(4):
+        catalogue.put(of(at, "a", "b"))
+    assert catalogue.space == "a"
+    assert set(found(catalogue)) == {"p0", "p1", "p2", "p3"}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_announced_space_takes_over_in_one_step_once_enough_products_have_it(
+    *, is_first: bool
+) -> None:
+    catalogue = with_products(*(of(at, "a") for at in range(4)), switch_share=0.75)
+    if is_first:
+        catalogue.switch(announced("b"))
+    catalogue.put(of(0, "a", "b"))
+    catalogue.put(of(1, "a", "b"))
+    if not is_first:
+        catalogue.switch(announced("b"))
+    # Staged: still the old space, whole.
+    assert set(found(catalogue)) == {"p0", "p1", "p2", "p3"}
+    catalogue.put(of(2, "a", "b", in_stock=False))
+    assert (catalogue.space, catalogue.dimensions) == ("b", 6)
+    assert set(found(catalogue)) == {"p0", "p1"}
+    # A switch deletes nothing: what has no vector of the new space waits for one.
+    assert len(catalogue) == 4
+    assert catalogue.knows("p3")
+    assert catalogue.product_vector("p3") is None
+    catalogue.put(of(3, "b"))
+    assert set(found(catalogue)) == {"p0", "p1", "p3"}
+
+
+def test_removing_what_the_announced_space_lacks_can_complete_the_switch() -> None:
+    catalogue = with_products(of(0, "a", "b"), of(1, "a"), switch_share=1.0)
+    catalogue.switch(announced("b"))
+    assert catalogue.space == "a"
+    catalogue.remove("p1")
+    assert found(catalogue).keys() == {"p0"}
+    assert catalogue.space == "b"
+
+
+def test_force_needs_one_product_and_an_empty_space_never_takes_over() -> None:
+    catalogue = with_products(*(of(at, "a") for at in range(9)))
+    catalogue.switch(announced("b", force=True))
+    assert catalogue.space == "a"
+    catalogue.put(of(0, "b"))
+    assert (catalogue.space, len(catalogue)) == ("b", 9)
+
+
+def test_of_two_announcements_the_one_that_started_later_holds() -> None:
+    catalogue = with_products(of(0, "a", "b"))
+    catalogue.switch(announced("c", 2))
+    catalogue.switch(announced("b", 1))
+    assert catalogue.space == "a"
+    catalogue.put(of(0, "a", "c"))
+    assert catalogue.space == "c"
+
+
+def test_an_emptied_space_gives_way_and_takes_any_length_again() -> None:
+    catalogue = with_products(of(1, "a"))
+    catalogue.remove("p1")
+    assert (catalogue.space, catalogue.dimensions, catalogue.searchable) == (None, 0, 0)
+    assert found(catalogue) == {}
+    # Under its old name, but longer.
+    catalogue.put(record("p1", VECTORS["b"][0], "a"))
+    assert (catalogue.space, catalogue.dimensions) == ("a", 6)
+    assert catalogue.search(VECTORS["b"][:1], 3)[0][0] == ["p1"]
+
+
+def test_few_spaces_are_kept_whatever_products_have() -> None:
+    catalogue = with_products(of(0, "a"), of(1, "a", "b"), of(2, "a", "b"))
+    catalogue.switch(announced("never"))
+    for at in range(20):
+        catalogue.put(record("p3", unit_vectors(1, 5)[0], f"stray{at}"))
+        catalogue.put(record(f"q{at}", unit_vectors(1, 5)[0], f"stray{at}"))
+        assert len(catalogue._vectors) <= 4
+    assert {"a", "b", "stray19"} <= catalogue._vectors.keys()
+
+
+def test_what_is_learned_comes_and_goes_by_itself() -> None:
+    catalogue = Catalogue()
+    catalogue.put_related(related_row("p1", related={"p2": 0.5, "p1": 0.25}))
+    catalogue.put(of(2, "a"))
+    catalogue.put(of(1, "a"))
+    catalogue.remove("p1")
+    slots = np.array(catalogue.slots.find(["p1"]))
+    related, weights = catalogue.facts.related(slots)
+    assert catalogue.slots.names(related[:, :1]) == [["p2"]]
+    assert (weights[0, 0], catalogue.facts.repeats(slots)[0]) == (0.5, 0.25)
+    catalogue.remove_related("p1")
+    catalogue.remove_related("unknown")
+    assert not catalogue.facts.has_related(slots).any()
+
+
+def test_newcomers_are_in_stock_and_few() -> None:
+    catalogue = with_products(*(of(at, "a", first_seen_ms=1000) for at in range(6)))
+    catalogue.put(of(6, "a", first_seen_ms=9000))
+    catalogue.put(of(7, "a", first_seen_ms=8000))
+    catalogue.put(of(8, "a", first_seen_ms=9500, in_stock=False))
+    names = [catalogue.slots.product_id(slot) for slot in catalogue.newcomers(5000, 10)]
+    assert names == ["p6", "p7"]
+    assert len(catalogue.newcomers(5000, 1)) == 1
+    assert len(catalogue.newcomers(0, 10)) == 0
+    assert len(Catalogue().newcomers(0, 10)) == 0
+
+
+@dataclass
+class Log:
+    """What the topics hold in the end, as changes leave it."""
+
+    products: dict[str, ProductRecord] = field(default_factory=dict)
+    related: dict[str, RelatedRow] = field(default_factory=dict)
+    switch: SpaceSwitch | None = None
+
+    def loaded(self, **options: Any) -> Catalogue:
+        again = Catalogue(**options)
+        assert again.load(self.products.values(), self.related.values(), self.switch) == 0
+        return again
+
+
+numbers = st.integers(0, 11)
+products = st.builds(
+    lambda number, spaces, vector, fields: of(number, *spaces, vector=vector, **fields),
+    numbers,
+    st.sampled_from([("a",), ("a",), ("a", "b"), ("b",), ()]),
+    numbers,
+    st.fixed_dictionaries(
+        {
+            "in_stock": st.booleans(),
+            "title": st.sampled_from(["", "Mug", "red mugs"]),
+            "category": st.sampled_from(["", "X", "é"]),
+            "first_seen_ms": st.integers(1, 9).map(lambda second: 1000 * second),
+        }
     ),
+)
+learned = st.builds(
+    lambda number, related, days, share: related_row(
+        f"p{number}", related=related, rebuy_days=days, rebuy_share=share
+    ),
+    numbers,
+    st.dictionaries(
+        st.sampled_from([*NAMES, "unknown"]), st.sampled_from([0.25, 1, -2]), max_size=9
+    ),
+    st.sampled_from([None, 2.5]),
+    st.sampled_from([0.0, 0.5]),
+)
+changes = st.lists(
+    products
+    | products
+    | learned
+    | st.tuples(st.sampled_from(["remove", "remove related"]), numbers)
+    | st.builds(announced, st.sampled_from("abc"), st.integers(0, 3), force=st.booleans()),
     max_size=40,
 )
 
 
-@given(changes, st.sampled_from([0.3, 0.9, 1.0]))
-def test_state_holds_the_catalogue_at_every_point(
-    rows: list[tuple[str, int, str, int]], share: float
+def apply(change: Any, catalogue: Catalogue, log: Log) -> None:
+    if isinstance(change, ProductRecord):
+        catalogue.put(change)
+        log.products.pop(change.product_id, None)
+        log.products[change.product_id] = change
+    elif isinstance(change, RelatedRow):
+        catalogue.put_related(change)
+        log.related[change.product_id] = change
+    elif isinstance(change, SpaceSwitch):
+        catalogue.switch(change)
+        if log.switch is None or change.started_ms >= log.switch.started_ms:
+            log.switch = change
+    elif change[0] == "remove":
+        catalogue.remove(f"p{change[1]}")
+        log.products.pop(f"p{change[1]}", None)
+    else:
+        catalogue.remove_related(f"p{change[1]}")
+        log.related.pop(f"p{change[1]}", None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes, st.sampled_from([0.3, 0.9, 1.0]), st.integers(1, 5), st.sets(st.integers(0, 39)))
+def test_changes_leave_what_a_fresh_load_of_the_survivors_gives(
+    rows: list[Any], share: float, at_once: int, renumbered: set[int]
 ) -> None:
-    durable = Durable(share)
-    for kind, number, space, vector in rows:
-        if kind == "delete":
-            durable.delete(number)
-        else:
-            durable.put(number, space, in_stock=kind == "put", vector=vector)
-        live, again = durable.catalogue, durable.restored()
-        assert again.space == live.space
-        assert len(again) == len(live)
-        assert again.searchable == live.searchable
-        assert found(again) == found(live)
-        for one in range(8):
-            a, b = live.product_vector(f"p{one}"), again.product_vector(f"p{one}")
-            assert (a is None) == (b is None)
-            assert a is None or b is None or a.tobytes() == b.tobytes()
-            facts = live.facts.product(f"p{one}")
-            assert again.facts.product(f"p{one}") == facts
-            told = FACTS[one % len(FACTS)] if live.detail(f"p{one}") is not None else {}
-            assert facts == Product(
-                f"p{one}", "", "", **{**told, "related": told.get("related") or None}
-            )
+    churned, log = Catalogue(switch_share=share), Log()
+    for at, change in enumerate(rows):
+        apply(change, churned, log)
+        if at in renumbered:
+            churned._renumber()
+            kept = log.products.keys() | log.related.keys()
+            kept |= {name for row in log.related.values() for name in row.related}
+            assert len(churned.slots) <= len(kept)
+        assert len(churned) == len(log.products)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(catalogue_module, "_AT_ONCE", at_once)
+        loaded = log.loaded(switch_share=share)
+    if loaded.space != churned.space:
+        # Which space was there first is not in the topics; nor which was once announced.
+        assert {loaded.space, churned.space} <= {"a", "b"}
+        return
+    assert answers(churned) == answers(loaded)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(products, min_size=8, max_size=60), st.lists(learned, max_size=10))
+def test_a_bulk_load_equals_putting_one_by_one_and_of_equal_ids_the_last_one_holds(
+    records: list[ProductRecord], rows: list[RelatedRow]
+) -> None:
+    single = with_products(of(11, "a"))
+    for one in records:
+        single.put(one)
+    for row in rows:
+        single.put_related(row)
+    single.switch(announced("a", force=True))
+    loaded = Catalogue()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(catalogue_module, "_AT_ONCE", 7)
+        loaded.load([of(11, "a"), *records], rows, announced("a", force=True))
+    assert answers(loaded) == answers(single)
+
+
 @given(changes)
-def test_restored_catalogue_goes_on_as_if_never_stopped(
-    rows: list[tuple[str, int, str, int]],
-) -> None:
-    straight, restarted = Durable(), Durable()
-    for kind, number, space, vector in rows:
-        for durable in (straight, restarted):
-            if kind == "delete":
-                durable.delete(number)
-            else:
-                durable.put(number, space, in_stock=kind == "put", vector=vector)
-        restarted.catalogue = restarted.restored()
-    # The spaces of an entry can stand in another order.
-    assert _entries(restarted) == _entries(straight)
-    assert found(restarted.catalogue) == found(straight.catalogue)
-
-
-@given(changes)
-def test_search_is_over_one_space_and_what_is_in_stock(
-    rows: list[tuple[str, int, str, int]],
-) -> None:
-    durable = Durable()
-    last: dict[str, dict[str, FloatMatrix]] = {}
-    stock: dict[str, bool] = {}
-    for kind, number, space, vector in rows:
-        name = f"p{number}"
-        if kind == "delete":
-            durable.delete(number)
-            stock.pop(name, None)
-            for vectors in last.values():
-                vectors.pop(name, None)
-        else:
-            durable.put(number, space, in_stock=kind == "put", vector=vector)
-            stock[name] = kind == "put"
-            last.setdefault(space, {})[name] = VECTORS[space][vector]
-        active = durable.catalogue.space
-        if active is None:
+def test_a_search_is_over_one_space_and_what_is_in_stock(rows: list[Any]) -> None:
+    catalogue, log = Catalogue(), Log()
+    query = {space: unit_vectors(1, length) for space, length in DIMENSIONS.items()}
+    for change in rows:
+        apply(change, catalogue, log)
+        space = catalogue.space
+        if space is None:
             continue
-        for dropped in last.keys() - {active}:
-            # What a switch left behind is forgotten, so that it cannot come back stale.
-            if dropped not in durable.catalogue._vectors:
-                last[dropped] = {}
-        products = {n: v for n, v in last[active].items() if stock.get(n)}
-        query = unit_vectors(1, DIMENSIONS[active])
-        assert_same_list(durable.catalogue.search(query, 5)[0], products, query[0], 5)
+        vectors: dict[str, FloatMatrix] = {
+            name: np.frombuffer(base64.b64decode(one.vectors[space]), dtype="<f4")
+            for name, one in log.products.items()
+            if one.in_stock and space in one.vectors
+        }
+        assert_same_list(catalogue.search(query[space], 5)[0], vectors, query[space][0], 5)
 
 
-def test_emptied_catalogue_is_the_same_after_a_restore_and_takes_any_length() -> None:
-    durable = Durable()
-    durable.put(1)
-    durable.delete(1)
-    for catalogue in (durable.restored(), durable.catalogue):
-        assert (catalogue.space, catalogue.dimensions, catalogue.searchable) == (None, 0, 0)
-        # Under its old name, but longer.
-        catalogue.upsert(Product("p1", "a", []), VECTORS["b"][0])
-        assert (catalogue.space, catalogue.dimensions) == ("a", 6)
-        assert catalogue.search(VECTORS["b"][:1], 3)[0][0] == ["p1"]
+def test_a_large_load_makes_an_approximate_index_that_goes_on_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inverted, "EXACT_UP_TO", 600)
+    vectors = unit_vectors(1500, 8)
+    catalogue = Catalogue()
+    records = [record(f"p{at}", one) for at, one in enumerate(vectors)]
+    catalogue.load(records, [], None)
+    assert isinstance(catalogue._index, InvertedIndex)
+    for at in range(1000, 1500):
+        catalogue.remove(f"p{at}")
+    ids, scores = catalogue.search(vectors[:1], 3)[0]
+    assert ids[0] == "p0"
+    assert scores[0] == pytest.approx(1, abs=0.01)
+    # One by one it becomes approximate as it grows.
+    grown = Catalogue()
+    for one in records[:600]:
+        grown.put(one)
+    assert type(grown._index) is ExactIndex
+    grown.put(records[600])
+    assert type(grown._index) is InvertedIndex
+    assert grown.searchable == 601
 
 
-def test_entry_of_another_version_is_refused() -> None:
-    durable = Durable()
-    durable.put(1)
-    entry = bytearray(durable.state["pp1"])
-    assert entry[1] == 3  # msgpack: the array's head, then the version
-    entry[1] = 4
-    with pytest.raises(CatalogueVersionError, match="4"):
-        Catalogue().load([("a", b"a"), ("pp1", bytes(entry))])
-
-
-def test_entry_cut_anywhere_is_refused() -> None:
-    durable = Durable()
-    durable.put(1)
-    entry = durable.state["pp1"]
-    for length in range(len(entry)):
-        with pytest.raises(CatalogueVersionError):
-            Catalogue().load([("pp1", entry[:length])])
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_golden_entries_are_read(version: int) -> None:
-    expected = json.loads((GOLDEN / f"catalogue_v{version}.json").read_text())
-    lines = (GOLDEN / f"catalogue_v{version}.bin").read_text().splitlines()
-    state = {bytes.fromhex(k).decode(): bytes.fromhex(v) for k, v in map(str.split, lines)}
-    catalogue = Catalogue(switch_share=1.0)
-    catalogue.load(state.items())
-    assert catalogue.space == expected["space"]
-    assert len(catalogue) == expected["products"]
-    for product_id, vector in expected["vectors"].items():
-        held = catalogue.product_vector(product_id)
-        assert held is not None
-        assert held.tolist() == vector
-    for product_id, title in expected.get("titles", {}).items():
-        detail = catalogue.detail(product_id)
-        assert detail is not None
-        assert (detail.title, detail.category, detail.price) == (
-            title,
-            expected.get("category", "USB"),
-            expected["price"],
-        )
-    assert catalogue.search(unit_vectors(1, 3), 5)[0][0] == expected["searchable"]
-    for product_id in expected["vectors"]:
-        assert catalogue.facts.first_seen_ms(product_id) == expected.get("first_seen_ms", 0)
-    for product_id, facts in expected.get("facts", {}).items():
-        held_facts = catalogue.facts.product(product_id)
-        assert {name: getattr(held_facts, name) for name in facts} == facts
-    # The staged vector of p1 counts: with p2 in the new space too, that becomes the active one.
-    catalogue.upsert(Product("p2 é", "text2-v2", []), unit_vectors(1, 2)[0])
-    assert catalogue.space == "text2-v2"
-
-
-def test_query_is_embedded_only_in_the_encoders_space() -> None:
+def test_a_query_is_embedded_only_in_the_encoders_space() -> None:
     vector = VECTORS["a"][0]
-    catalogue = Catalogue(encoder=lambda _: vector, encoder_space="a", switch_share=0.5)
+    catalogue = Catalogue(encoder=lambda _: vector, encoder_space="a")
     assert catalogue.query_vector("usb") is None
-    catalogue.upsert(Product("p1", "a", []), vector)
+    catalogue.put(of(1, "a"))
     assert catalogue.query_vector("usb") is vector
-    catalogue.upsert(Product("p1", "b", []), VECTORS["b"][0])
+    catalogue.switch(announced("b", force=True))
+    catalogue.put(of(1, "a", "b"))
     assert catalogue.space == "b"
     assert catalogue.query_vector("usb") is None
 
 
-def test_empty_catalogue_finds_nothing_for_each_query() -> None:
+def test_an_empty_catalogue_finds_nothing_for_each_query() -> None:
     assert [ids for ids, _ in Catalogue().search(unit_vectors(2, 4), 3)] == [[], []]
+    assert Catalogue().load([], [], None) == 0
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
-def test_share_without_a_meaning_is_refused(share: float) -> None:
+def test_a_share_without_a_meaning_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="switch_share"):
         Catalogue(switch_share=share)
-
-
-def staged(products: int = 3) -> Durable:
-    """Two products in the space a; b is announced in two partitions, and has some already."""
-    durable = Durable(switch_share=0.5)
-    for number in range(2):
-        durable.put(number, "a")
-    for partition in range(2):
-        durable.note("b", partition)
-    for number in range(products):
-        durable.put(number, "b")
-    return durable
-
-
-def test_an_announced_space_waits_for_the_notices_of_all_partitions() -> None:
-    durable = staged()
-    assert durable.catalogue.space == "a"
-    assert found(durable.catalogue).keys() == {"p0", "p1"}
-    durable.note("b", 1, complete=True)
-    durable.note("b", 1, complete=True)  # again: it is one partition
-    assert (durable.catalogue.space, durable.restored().space) == ("a", "a")
-    durable.note("b", 0, complete=True)
-    assert (durable.catalogue.space, durable.restored().space) == ("b", "b")
-    assert found(durable.catalogue).keys() == found(durable.restored()).keys() == {"p0", "p1", "p2"}
-
-
-def test_a_restored_catalogue_goes_on_waiting() -> None:
-    durable = staged()
-    durable.note("b", 0, complete=True)
-    durable.catalogue = durable.restored()
-    durable.put(4, "b")
-    assert durable.catalogue.space == "a"
-    durable.note("b", 1, complete=True)
-    assert durable.catalogue.space == "b"
-
-
-def test_notices_may_come_before_the_products_of_other_partitions() -> None:
-    durable = staged(products=0)
-    for partition in range(2):
-        durable.note("b", partition, complete=True)
-    assert durable.catalogue.space == "a"  # never to an empty space
-    durable.put(0, "b")
-    assert durable.catalogue.space == "b"
-
-
-def test_what_was_announced_gives_way_only_to_what_is() -> None:
-    durable = staged()
-    for partition in range(2):
-        durable.note("b", partition, complete=True)
-    for number in range(3):
-        durable.put(number, "a")
-    assert durable.catalogue.space == "b"
-    for partition in range(2):
-        durable.note("c", partition, started_ms=2)
-    durable.put(0, "c")
-    for partition in range(2):
-        durable.note("c", partition, complete=True, started_ms=2)
-    assert durable.catalogue.space == "c"
-    assert len(durable.catalogue) == len(durable.restored()) == 1
-
-
-def test_the_publication_that_started_later_holds_whatever_is_read_first() -> None:
-    durable = staged()
-    durable.note("c", 0, started_ms=2)
-    durable.put(5, "c")
-    for partition in range(2):  # of the first, read late
-        durable.note("b", partition, complete=True)
-    assert durable.catalogue.space == "a"
-    for partition in range(2):
-        durable.note("c", partition, complete=True, started_ms=2)
-    assert durable.catalogue.space == "c"
-    assert found(durable.catalogue).keys() == {"p5"}
-
-
-@pytest.mark.parametrize("value", [b"", b"\x95\x02\xa1b\x01\x01\x90"])
-def test_an_announcement_of_an_unknown_format_is_refused(value: bytes) -> None:
-    with pytest.raises(CatalogueVersionError, match="announced space"):
-        Catalogue().load([("s", value)])
-
-
-def test_a_golden_announcement_is_read() -> None:
-    expected = json.loads((GOLDEN / "space_v1.json").read_text(encoding="utf-8"))
-    wire, entry = (GOLDEN / "space_v1.bin").read_bytes().splitlines()
-    assert decode_space_notice(wire) == SpaceNotice(**expected)
-    key, value = (bytes.fromhex(part) for part in entry.decode().split())
-    catalogue = Catalogue()
-    catalogue.load([(key.decode(), value)])
-    space = expected["space"]
-    catalogue.upsert(Product("p0", "other", []), VECTORS["a"][0])
-    catalogue.upsert(Product("p0", space, []), VECTORS["b"][0])
-    for partition in (2, 0):  # 2 has said so before
-        catalogue.notice(SpaceNotice(**expected), partition)
-        assert catalogue.space == "other"
-    catalogue.notice(SpaceNotice(**expected), 1)
-    assert catalogue.space == space
-
-
-WORDS = unit_vectors(4, 3, seed=8)
-
-
-def vector_of(catalogue: Catalogue, product_id: str) -> FloatMatrix:
-    found = catalogue.product_vector(product_id)
-    assert found is not None
-    return found
-
-
-def shop_with_text(switch_share: float = 0.9) -> Catalogue:
-    """Texts are vectors of 3 dimensions in the space t; the only known query is ``lamp``."""
-    return Catalogue(
-        encoder=lambda query: WORDS[0] if query == "lamp" else None,
-        encoder_space="t",
-        switch_share=switch_share,
-    )
-
-
-def test_a_search_is_the_first_part_of_a_space_that_begins_with_text() -> None:
-    catalogue = shop_with_text()
-    catalogue.upsert(Product("p0", "t+b", []), unit_vectors(1, 5)[0])
-    found = catalogue.query_vector("lamp")
-    assert found is not None
-    np.testing.assert_array_equal(found, [*WORDS[0], 0, 0])
-    assert catalogue.query_vector("unheard") is None
-
-
-@pytest.mark.parametrize(("space", "length"), [("tb", 5), ("u+t", 5), ("t+short", 2)])
-def test_a_search_means_nothing_in_other_spaces(space: str, length: int) -> None:
-    catalogue = shop_with_text()
-    catalogue.upsert(Product("p0", space, []), unit_vectors(1, length)[0])
-    assert catalogue.query_vector("lamp") is None
-
-
-def test_a_product_with_text_alone_has_a_place_in_a_space_that_begins_with_text() -> None:
-    catalogue = shop_with_text()
-    for number, vector in enumerate(unit_vectors(10, 5)):
-        catalogue.upsert(Product(f"p{number}", "t+b", []), vector)
-    changes = dict(catalogue.upsert(Product("fresh", "t", []), WORDS[0]))
-    placed = vector_of(catalogue, "fresh")
-    assert catalogue.own_vector("fresh") is None
-    assert catalogue.own_vector("p0") is not None
-    np.testing.assert_allclose(placed, [*(WORDS[0] / np.sqrt(2)), 0, 0], atol=1e-7)
-    assert catalogue.searchable == 11
-    query = np.array([[*WORDS[0], 0, 0]], dtype=np.float32)
-    assert "fresh" in catalogue.search(query, 11)[0][0]
-    # Its text changes: so does its place; one that was learned stays.
-    catalogue.upsert(Product("fresh", "t", []), WORDS[1])
-    np.testing.assert_allclose(vector_of(catalogue, "fresh")[:3], WORDS[1] / np.sqrt(2), atol=1e-7)
-    learned = vector_of(catalogue, "p3")
-    catalogue.upsert(Product("p3", "t", [], in_stock=False), WORDS[1])
-    np.testing.assert_array_equal(vector_of(catalogue, "p3"), learned)
-    assert catalogue.searchable == 10
-    again = shop_with_text()
-    again.load([("a", b"t+b"), *((key, value) for key, value in changes.items() if value)])
-    np.testing.assert_array_equal(vector_of(again, "fresh"), placed)
-
-
-def test_a_switch_keeps_the_products_with_text_alone() -> None:
-    catalogue = shop_with_text(switch_share=0.5)
-    for number in range(4):
-        catalogue.upsert(Product(f"p{number}", "t", []), WORDS[number])
-    vectors = unit_vectors(2, 5)
-    catalogue.upsert(Product("p0", "t+b", []), vectors[0])
-    catalogue.upsert(Product("p1", "t+b", []), vectors[1])
-    assert catalogue.space == "t+b"
-    assert len(catalogue) == catalogue.searchable == 4
-    np.testing.assert_array_equal(vector_of(catalogue, "p0"), vectors[0])
-    placed = vector_of(catalogue, "p3")
-    np.testing.assert_allclose(placed, [*(WORDS[3] / np.sqrt(2)), 0, 0], atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("space", "length", "taken"),
-    [
-        ("text", 6, True),
-        ("text", 7, False),
-        ("text", 5, False),
-        ("text+", 6, True),
-        ("text+learned", 12, True),
-        ("text+learned", 5, False),
-        ("text-v2", 5, True),
-    ],
-)
-def test_a_space_of_texts_has_their_length_from_its_first_product_on(
-    space: str, length: int, *, taken: bool
-) -> None:
-    catalogue = Catalogue(
-        encoder=lambda _: unit_vectors(1, 6)[0], encoder_space="text", encoder_dimensions=6
-    )
-    product, vector = Product("p1", space, [], "Mug"), unit_vectors(1, length)[0]
-    if taken:
-        catalogue.upsert(product, vector)
-    else:
-        with pytest.raises(RejectedError) as caught:
-            catalogue.upsert(product, vector)
-        assert caught.value.reason is Reason.WRONG_LENGTH
-        assert len(catalogue) == 0
-        catalogue.upsert(Product("p1", "text", []), unit_vectors(1, 6)[0])
-    found = catalogue.query_vector("mug")
-    assert found is None or len(found) == catalogue.dimensions
-
-
-def test_the_required_length_holds_in_a_space_of_texts_too() -> None:
-    catalogue = Catalogue(encoder_space="text", encoder_dimensions=6, dimensions=4)
-    for length in (4, 6):
-        with pytest.raises(RejectedError, match="dimensions"):
-            catalogue.upsert(Product("p1", "text", []), unit_vectors(1, length)[0])
-
-
-class Walked(dict[str, Any]):
-    """A dictionary that counts how often somebody begins to walk over it."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.walks = 0
-
-    def __iter__(self) -> Any:
-        self.walks += 1
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        self.walks += 1
-        return super().keys()
-
-    def values(self) -> Any:
-        self.walks += 1
-        return super().values()
-
-    def items(self) -> Any:
-        self.walks += 1
-        return super().items()
-
-
-def test_nothing_that_is_done_for_one_event_or_product_walks_over_the_products() -> None:
-    """Where many were deleted from its front, even the first key of a dict is far to find."""
-    catalogue = Catalogue(
-        encoder=lambda _: unit_vectors(1, 4)[0], encoder_space="t", encoder_dimensions=4
-    )
-    for number in range(12):
-        catalogue.upsert(Product(f"p{number}", "t+x", [], "Mug"), VECTORS["b"][number])
-    walked = {name: Walked(vectors) for name, vectors in catalogue._vectors.items()}
-    catalogue._vectors = dict(walked)
-    catalogue._active_vectors = walked["t+x"]
-    details = catalogue._details = Walked(catalogue._details)
-    for number in range(6):
-        catalogue.delete(f"p{number}")
-    catalogue.upsert(Product("p1", "t+x", [], "Mug"), VECTORS["b"][1])
-    catalogue.upsert(Product("p6", "t", [], "Cup"), VECTORS["a"][6])
-    assert (catalogue.space, catalogue.dimensions) == ("t+x", 6)
-    assert catalogue.query_vector("mug") is not None
-    assert catalogue.product_vector("p7") is not None
-    assert catalogue.own_vector("p6") is not None
-    catalogue.search(VECTORS["b"][:2], 3)
-    catalogue.matches("mug", 3)
-    assert (len(catalogue), catalogue.searchable) == (7, 7)
-    assert [walked["t+x"].walks, details.walks] == [0, 0]
 
 
 def test_what_is_gone_leaves_no_slots_and_no_categories_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("udfs.catalogue._LEAST_NUMBERED", 30)
-    churned = Durable(switch_share=0.9)
-    churned.catalogue._most_numbered = 30
+    monkeypatch.setattr(catalogue_module, "_LEAST_NUMBERED", 30)
+    churned = Catalogue()
+    churned._most_numbered = 30
     sizes = []
     for turn in range(300):
         # Each turn other ids, other related ones, another category; six of ten stay forever.
         for number in (*range(6), 100 + turn):
             related = {f"p{(number + 1) % 6}": 0.5, f"unknown{turn}": 0.25, f"p{number}": 1.0}
-            product = Product(
-                f"p{number}", "a", [], "Mug", f"c{turn}-{number % 2}", related=related
-            )
-            churned._store(churned.catalogue.upsert(product, VECTORS["a"][number % 12]))
-        churned.catalogue.matches("mug", 5)
-        churned.delete(100 + turn)
-        sizes.append(len(churned.catalogue.slots) + churned.catalogue.facts.category_count)
+            one = record(f"p{number}", VECTORS["a"][number % 12], "a", title="Mug",
+                         category=f"c{turn}-{number % 2}")  # fmt: skip
+            churned.put(one)
+            churned.put_related(related_row(f"p{number}", related=related))
+        churned.matches("mug", 5)
+        churned.remove(f"p{100 + turn}")
+        churned.remove_related(f"p{100 + turn}")
+        sizes.append(len(churned.slots) + churned.facts.category_count)
     assert max(sizes) <= 60
     # And everything is where it was.
-    restored = churned.restored()
-    assert found(churned.catalogue) == found(restored)
-    for number in range(6):
-        product_id = f"p{number}"
-        assert churned.catalogue.facts.product(product_id) == restored.facts.product(product_id)
-        assert churned.catalogue.facts.first_seen_ms(product_id) == 0
-    slots, _ = churned.catalogue.matches("mug", 10)
-    names = {churned.catalogue.slots.product_id(slot) for slot in slots.tolist()}
-    assert names == {f"p{number}" for number in range(6)}
-    held = churned.catalogue.vectors(np.array(churned.catalogue.slots.find(["p3", "gone"])))
+    slots, _ = churned.matches("mug", 10)
+    assert {churned.slots.product_id(slot) for slot in slots.tolist()} == set(NAMES[:6])
+    held = churned.vectors(np.array(churned.slots.find(["p3", "gone"])))
     np.testing.assert_array_equal(held[0], VECTORS["a"][3])
     assert not held[1].any()
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.booleans()), max_size=60))
-def test_numbering_anew_at_any_time_changes_nothing(rows: list[tuple[int, int, bool]]) -> None:
-    plain, renumbered = Durable(), Durable()
-    for number, facts, is_deleted in rows:
-        for one in (plain, renumbered):
-            if is_deleted:
-                one.delete(number)
-            else:
-                product = Product(f"p{number}", "a", [], f"Mug {number}", **FACTS[facts])
-                one._store(one.catalogue.upsert(product, VECTORS["a"][number], changed_us=5000))
-        renumbered.catalogue._renumber()
-        slots = renumbered.catalogue.slots
-        assert -1 not in slots.find(renumbered.catalogue._details)
-        assert renumbered.state == plain.state
-        assert found(renumbered.catalogue) == found(plain.catalogue)
-        named = {one for at in range(12) for one in _related(renumbered, at)}
-        assert len(slots) == len(named | renumbered.catalogue._details.keys())
-        for at in range(12):
-            assert _related(renumbered, at) == _related(plain, at)
-        boosted = [_matched(one, "mug 3") for one in (renumbered, plain)]
-        assert boosted[0] == boosted[1]
-
-
-def _related(durable: Durable, number: int) -> dict[str, float]:
-    catalogue = durable.catalogue
-    slots = np.array(catalogue.slots.find([f"p{number}"]), dtype=np.intp)
-    others, weights = catalogue.facts.related(slots)
-    return {
-        catalogue.slots.product_id(slot): weight
-        for slot, weight in zip(others[0].tolist(), weights[0].tolist(), strict=True)
-        if slot >= 0
-    }
-
-
-def _matched(durable: Durable, query: str) -> dict[str, float]:
-    slots, scores = durable.catalogue.matches(query, 5)
-    return {
-        durable.catalogue.slots.product_id(slot): score
-        for slot, score in zip(slots.tolist(), scores.tolist(), strict=True)
-    }

@@ -26,7 +26,7 @@ UDFS_FOR_CONNECTORS = {
     "udfs.schemas",
     "udfs.product_record",
     "udfs.metrics",
-    "udfs.memory",
+    "udfs.ports",
     "udfs.trending",
 }
 

@@ -186,7 +186,7 @@ def test_every_file_that_the_runbook_names_exists() -> None:
 
 
 def test_topics_of_the_runbook_are_those_of_the_stack() -> None:
-    assert set(cli.TOPICS) == {"events", "catalogue", "dead-letters"}
+    assert set(cli.TOPICS) == {"events", "catalogue", "dead-letters", "products", "related"}
     for topic in cli.TOPICS:
         assert f"`{topic}`" in RUNBOOK
 

@@ -22,6 +22,8 @@ CASES = [
     ("experiment", "e", "recommender.recommend.experiment.name", "e"),
     ("events-topic", "t", "events_topic", "t"),
     ("catalogue-topic", "t", "catalogue_topic", "t"),
+    ("products-topic", "t", "products_topic", "t"),
+    ("related-topic", "t", "related_topic", "t"),
     ("dead-letters-topic", "t", "dead_letters_topic", "t"),
     ("topic-check", "warn", "topic_check", "warn"),
     ("max-future-s", "60", "recommender.max_future_ms", 60_000),
@@ -37,8 +39,12 @@ CASES = [
     ("write-batch-rows", "2", "writer.batch_rows", 2),
     ("write-in-flight", "3", "writer.in_flight", 3),
     ("write-backoff-max-s", "4.5", "writer.backoff_max_s", 4.5),
+    ("catalogue-tick-ms", "7", "catalogue.tick_ms", 7),
     ("list-length", "50", "recommender.recommend.list_length", 50),
     ("tick-ms", "0", "recommender.tick_ms", 0),
+    ("min-tick-ms", "7", "recommender.min_tick_ms", 7),
+    ("max-moves-per-minute", "7", "recommender.max_moves_per_minute", 7),
+    ("product-list-length", "7", "recommender.product_list_length", 7),
     ("tick-max-ms", "5000", "recommender.tick_max_ms", 5000),
     ("max-pending", "7", "recommender.max_pending", 7),
     ("fast-half-life-s", "60", P + "fast_half_life_s", 60.0),
@@ -105,7 +111,11 @@ def test_no_options_are_the_defaults() -> None:
 def test_option_changes_exactly_its_field(option: str, text: str, name: str, value: Any) -> None:
     mirrored = {
         "events_topic": "recommender.events_topic",
-        "catalogue_topic": "recommender.catalogue_topic",
+        "catalogue_topic": "catalogue.catalogue_topic",
+        "recommender.max_future_ms": "catalogue.max_future_ms",
+        "recommender.dimensions": "catalogue.dimensions",
+        "products_topic": "recommender.products_topic",
+        "related_topic": "recommender.related_topic",
     }
     expected = {name: value}
     if name in mirrored:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from tests.unit.builders import (
     DAY_MS,
@@ -20,6 +19,8 @@ from tests.unit.builders import (
     naive_sums,
     naive_weight,
     pending,
+    record,
+    related_row,
     stored,
     unit_vectors,
 )
@@ -27,10 +28,11 @@ from udfs import inverted
 from udfs import ranking as ranking_module
 from udfs.catalogue import Catalogue
 from udfs.lexical import LexicalIndex
+from udfs.product_record import ProductRecord, RelatedRow
 from udfs.profile import ProfileConfig
 from udfs.ranking import BY_PROFILE, NEW, RankingConfig
 from udfs.recommend import RecommendConfig, Touched, recommend
-from udfs.schemas import EVENT_TYPES, Event, Product, SavedList
+from udfs.schemas import EVENT_TYPES, Event, SavedList
 
 # The sums are float32, and where much cancels out their rounding is enlarged.
 TOLERANCE = 2e-4
@@ -47,24 +49,36 @@ RELATED = {
     "p4": {"p4": 0.3},
     "p6": {"p7": -0.5, "p8": 0.9, "p0": 0.1},
 }
+# As the catalogue holds them.
+RELATED = {
+    name: {other: float(np.float16(weight)) for other, weight in others.items()}
+    for name, others in RELATED.items()
+}
 TITLES = {"p2": "q0", "p5": "big q0", "p11": "blue lamp q0 with a shade"}
 OUT = ("p2", "p9")
-REBUYS = {"p0": (2.0, 0.5), "p3": (0.0, 0.9), "p6": (30.0, 0.2)}
+REBUYS = {"p0": (2.0, 0.5), "p3": (0.0, 0.875), "p6": (30.0, 0.25)}
 
 
-def product(name: str, *, in_stock: bool = True) -> Product:
+def product(name: str, **fields: Any) -> ProductRecord:
+    return record(name, PRODUCTS[name], title=TITLES.get(name, "thing"), **fields)
+
+
+def learned(name: str) -> RelatedRow:
     days, share = REBUYS.get(name, (None, 0.0))
-    related = RELATED.get(name)
-    title = TITLES.get(name, "thing")
-    return Product(name, "s", "", title, in_stock=in_stock, related=related, rebuy_days=days,
-                   rebuy_share=share)  # fmt: skip
+    return related_row(name, related=RELATED.get(name, {}), rebuy_days=days, rebuy_share=share)
+
+
+def filled(records: Iterable[ProductRecord], **options: Any) -> Catalogue:
+    made = Catalogue(**options)
+    for one in records:
+        made.put(one)
+        made.put_related(learned(one.product_id))
+    return made
 
 
 def catalogue(out: Sequence[str] = ()) -> Catalogue:
-    made = Catalogue(encoder=QUERIES.get, encoder_space="s")
-    for name, vector in PRODUCTS.items():
-        made.upsert(product(name, in_stock=name not in out), vector)
-    return made
+    records = (product(name, in_stock=name not in out) for name in PRODUCTS)
+    return filled(records, encoder=QUERIES.get, encoder_space="s")
 
 
 def lists(
@@ -354,8 +368,8 @@ def test_a_diverse_list_is_the_best_of_the_candidates_that_are_not_too_many_or_t
 ) -> None:
     made = catalogue()
     categories = {name: f"c{int(name[1:]) % 3}" for name in PRODUCTS} | {"p13": ""}
-    for name, vector in PRODUCTS.items():
-        made.upsert(replace(product(name), category=categories[name]), vector)
+    for name in PRODUCTS:
+        made.put(product(name, category=categories[name]))
     plain = lists(users, made, RecommendConfig(k * candidates))
     config = RankingConfig(category_limit=limit, duplicate_cosine=cosine, candidates=candidates)
     diverse = lists(users, made, RecommendConfig(k, PROFILE, config))
@@ -380,11 +394,9 @@ def test_a_diverse_list_is_the_best_of_the_candidates_that_are_not_too_many_or_t
 
 def with_newcomers(age_days: float, *names: str, at_ms: int = NOW_MS) -> Catalogue:
     """Where some products came later than the others."""
-    made = Catalogue(encoder=QUERIES.get, encoder_space="s")
-    for name, vector in PRODUCTS.items():
-        seen_ms = at_ms - round(age_days * DAY_MS) if name in names else 1
-        made.upsert(product(name), vector, changed_us=1000 * seen_ms)
-    return made
+    new_ms = at_ms - round(age_days * DAY_MS)
+    records = (product(name, first_seen_ms=new_ms if name in names else 1) for name in PRODUCTS)
+    return filled(records, encoder=QUERIES.get, encoder_space="s")
 
 
 @settings(max_examples=60)
@@ -427,19 +439,14 @@ def test_a_product_is_new_for_a_while_and_not_where_all_are() -> None:
         (one,) = lists(users, made, config)
         assert NEW not in one.reasons
     gone = with_newcomers(1, "p9", "p10")
-    gone.upsert(product("p9", in_stock=False), PRODUCTS["p9"], changed_us=1000 * NOW_MS)
+    gone.put(product("p9", in_stock=False, first_seen_ms=NOW_MS - DAY_MS))
     (one,) = lists(users, gone, config)
     assert "p9" not in one.product_ids
     assert "p10" in one.product_ids
-    # A change of a product makes it no newer, nor does a restart.
-    gone.upsert(product("p0"), PRODUCTS["p0"], changed_us=1000 * NOW_MS)
-    assert gone.facts.first_seen_ms("p0") == 1
 
 
 def test_a_search_finds_what_holds_its_words_also_where_nothing_embeds_it() -> None:
-    made = Catalogue()
-    for name, vector in PRODUCTS.items():
-        made.upsert(product(name), vector)
+    made = filled(map(product, PRODUCTS))
     search = event(kind="search", product_id=None, query="Q0 " + "é" * 5000)
     long_ago = event("a", product_id="p0", ts=NOW_MS - 5000 * DAY_MS)
     for before in ([], [long_ago]):
@@ -458,8 +465,8 @@ def test_a_product_out_of_stock_is_found_by_no_search() -> None:
         return {made.slots.product_id(slot) for slot in made.matches("q0", 10)[0].tolist()}
 
     assert found() == {"p5", "p11"}
-    made.upsert(product("p2"), PRODUCTS["p2"])
-    made.delete("p5")
+    made.put(product("p2"))
+    made.remove("p5")
     assert found() == {"p2", "p11"}
 
 

@@ -15,13 +15,15 @@ from tests.unit.builders import (
     naive_query_vector,
     naive_sums,
     pending,
+    record,
+    related_row,
     unit_vectors,
 )
 from udfs import recommend as recommend_module
 from udfs.catalogue import Catalogue
 from udfs.profile import ProfileConfig, decayed_sums
 from udfs.recommend import RecommendConfig, Touched, recommend
-from udfs.schemas import Event, EventType, Product, SaveBatch
+from udfs.schemas import Event, EventType, SaveBatch
 
 NOW_US = NOW_MS * 1000
 MATRIX = unit_vectors(40, 8)
@@ -32,7 +34,7 @@ CONFIG = RecommendConfig(list_length=5)
 def catalogue(*, out_of_stock: tuple[str, ...] = ()) -> Catalogue:
     made = Catalogue()
     for name, vector in PRODUCTS.items():
-        made.upsert(Product(name, "s", [], in_stock=name not in out_of_stock), vector)
+        made.put(record(name, vector, in_stock=name not in out_of_stock))
     return made
 
 
@@ -180,7 +182,9 @@ def test_users_of_before_and_after_an_emptied_catalogue_share_a_tick() -> None:
     run([old], products)
     assert old.profile is not None
     restored = Catalogue()
-    restored.load([("a", b"s")])  # what is left in the state when every product was deleted
+    for name in PRODUCTS:
+        restored.put(record(name, PRODUCTS[name]))
+        restored.remove(name)
     users = [user("old", event("b"), packed=old.profile.pack()), user("new", event())]
     (batch,) = run(users, restored)
     assert len(batch.events) == 2
@@ -190,7 +194,7 @@ def test_users_of_before_and_after_an_emptied_catalogue_share_a_tick() -> None:
 def shop_of_refills() -> Catalogue:
     """One product is bought again after ten days."""
     made = catalogue()
-    made.upsert(Product("p7", "s", [], rebuy_days=10, rebuy_share=0.0), PRODUCTS["p7"])
+    made.put_related(related_row("p7", rebuy_days=10))
     return made
 
 

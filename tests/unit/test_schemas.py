@@ -33,6 +33,7 @@ from udfs.schemas import (
     TEXT_SPACE,
     Event,
     Origin,
+    PartialProduct,
     Product,
     Reason,
     RejectedError,
@@ -73,6 +74,11 @@ def rejection(key: str, payload: bytes | None, now_ms: int = NOW_MS) -> Reason:
         decode_event(key, payload, now_ms)
     assert caught.value.detail
     return caught.value.reason
+
+
+def partial_json(**changes: object) -> bytes:
+    """A partial update on the wire, of nothing unless told otherwise."""
+    return product_json(**{"partial": True, "space": ..., "embedding": ..., **changes})
 
 
 def product_rejection(key: str, payload: bytes) -> Reason:
@@ -258,6 +264,7 @@ def test_event_survives_the_wire(made: Event) -> None:
 def test_product_survives_the_wire(made: Product) -> None:
     product, vector = decode_product(wire_key(made.product_id), encode_product(made))
     assert product == made
+    assert vector is not None
     assert vector.dtype == np.float32
     assert np.linalg.norm(vector.astype(np.float64)) == pytest.approx(1, abs=1e-6)
 
@@ -268,10 +275,15 @@ def test_product_survives_the_wire(made: Product) -> None:
         ({"product_id": "q"}, Reason.KEY_MISMATCH),
         ({"product_id": ...}, Reason.INVALID_FIELD),
         ({"product_id": "x" * 129}, Reason.INVALID_FIELD),
-        ({"space": ...}, Reason.INVALID_FIELD),
+        ({"space": ...}, Reason.MISSING_FIELD),
         ({"space": ""}, Reason.INVALID_FIELD),
-        ({"embedding": ...}, Reason.INVALID_FIELD),
-        ({"embedding": None}, Reason.INVALID_FIELD),
+        ({"embedding": ...}, Reason.MISSING_FIELD),
+        ({"embedding": None}, Reason.MISSING_FIELD),
+        ({"partial": "true"}, Reason.INVALID_FIELD),
+        ({"updated_at": -1}, Reason.INVALID_FIELD),
+        ({"updated_at": 1_795_639_289}, Reason.INVALID_FIELD),
+        ({"updated_at": MAX_TIMESTAMP_MS + 1}, Reason.INVALID_FIELD),
+        ({"updated_at": "2024-11-22T18:26:40"}, Reason.INVALID_FIELD),
         ({"embedding": [1, None]}, Reason.INVALID_FIELD),
         ({"embedding": ["1"]}, Reason.INVALID_FIELD),
         ({"embedding": [True]}, Reason.INVALID_FIELD),
@@ -288,6 +300,62 @@ def test_invalid_product_is_rejected_with_its_reason(
     changes: dict[str, object], reason: Reason
 ) -> None:
     assert product_rejection("p0", product_json(**changes)) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"product_id": "q"}, Reason.KEY_MISMATCH),
+        ({"product_id": ...}, Reason.INVALID_FIELD),
+        ({"title": None}, Reason.INVALID_FIELD),
+        ({"title": "x" * (MAX_TITLE_BYTES + 1)}, Reason.INVALID_FIELD),
+        ({"category": "x" * (MAX_CATEGORY_BYTES + 1)}, Reason.INVALID_FIELD),
+        ({"price": "1"}, Reason.INVALID_FIELD),
+        ({"in_stock": None}, Reason.INVALID_FIELD),
+        ({"space": "s"}, Reason.MISSING_FIELD),
+        ({"embedding": [1.0]}, Reason.MISSING_FIELD),
+        ({"space": "s", "embedding": [0.0]}, Reason.INVALID_VECTOR),
+        ({"space": TEXT_SPACE, "embedding": [1.0]}, Reason.WRONG_LENGTH),
+        ({"note": "x" * MAX_PRODUCT_BYTES}, Reason.TOO_LARGE),
+    ],
+)
+def test_invalid_partial_update_is_rejected_as_a_whole_record_is(
+    changes: dict[str, object], reason: Reason
+) -> None:
+    assert product_rejection("p0", partial_json(**changes)) is reason
+
+
+def test_a_partial_update_has_what_is_present_alone() -> None:
+    said, vector = decode_product("p0", partial_json(price=None, product_id="p0"))
+    assert said == PartialProduct("p0", price=None)
+    assert vector is None
+    said, vector = decode_product("7", partial_json(product_id=7, space="s", embedding=[3, 4]))
+    assert said == PartialProduct("7", space="s", embedding=[3.0, 4.0])
+    assert vector is not None
+    assert vector.tolist() == pytest.approx([0.6, 0.8])
+    assert (
+        decode_product("p0", product_json(partial=False))[0]
+        == decode_product("p0", product_json())[0]
+    )
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_when_the_shop_changed_a_product_is_a_time_as_that_of_an_event(partial: bool) -> None:
+    make = partial_json if partial else product_json
+    for form in (NOW_MS, float(NOW_MS), str(NOW_MS), "2024-11-22T18:26:40Z"):
+        said, _ = decode_product("p0", make(updated_at=form), NOW_MS)
+        assert said.updated_at == NOW_MS
+    # It would keep out all that follows.
+    late = make(updated_at=NOW_MS + 300_001)
+    with pytest.raises(RejectedError) as caught:
+        decode_product("p0", late, NOW_MS)
+    assert caught.value.reason is Reason.IN_THE_FUTURE
+
+
+def test_a_product_needs_no_vector() -> None:
+    said, vector = decode_product("p0", product_json(space=..., embedding=...))
+    assert vector is None
+    assert isinstance(said, Product)
 
 
 @pytest.mark.parametrize("number", [b"1e400", b"-1e400", b"9" * 5000])

@@ -12,10 +12,11 @@ from connectors.kafka import KafkaOptions
 from connectors.topic_check import Found, TopicError, Topics, _told, _why_not_told, problems
 from local.cli import TOPICS
 
-NAMES = Topics("e", "c", "d")
+NAMES = Topics("e", "c", "d", "p", "r")
+COMPACTED = {"cleanup.policy": "compact", "delete.retention.ms": "86400000"}
 GOOD: dict[str, dict[str, str]] = {
     "e": {"cleanup.policy": "delete"},
-    "c": {"cleanup.policy": "compact", "delete.retention.ms": "86400000"},
+    **dict.fromkeys("cpr", COMPACTED),
     "d": {
         "cleanup.policy": "delete",
         "max.message.bytes": "1048588",
@@ -37,6 +38,8 @@ def test_topics_with_a_brokers_defaults_are_right_but_for_the_compacted_one() ->
     ("topic", "name", "value", "remedy"),
     [
         ("c", "cleanup.policy", "delete", "compact"),
+        ("p", "cleanup.policy", "delete", "compact"),
+        ("r", "cleanup.policy", "delete", "compact"),
         ("c", "cleanup.policy", "compact,delete", "compact"),
         ("c", "delete.retention.ms", "3600000", "86400000"),
         ("d", "max.message.bytes", "1000000", "1048588"),
@@ -98,7 +101,8 @@ def test_the_topics_of_the_local_stack_are_right() -> None:
     }
     settings = {name: {**defaults, **config} for name, (_, config) in TOPICS.items()}
     assert problems(names, Found(settings), "") == []
-    assert settings["catalogue"]["delete.retention.ms"] == str(7 * 86_400_000)
+    for name in ("catalogue", "products", "related"):
+        assert settings[name]["delete.retention.ms"] == str(7 * 86_400_000)
     assert settings["dead-letters"]["retention.ms"] == str(30 * 86_400_000)
 
 

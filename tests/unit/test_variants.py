@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.builders import NOW_MS, event, pending, unit_vectors
+from tests.unit.builders import NOW_MS, event, pending, record, related_row, unit_vectors
 from udfs.catalogue import Catalogue
 from udfs.ranking import RankingConfig
 from udfs.recommend import RecommendConfig, Touched, recommend
-from udfs.schemas import Product
 from udfs.variants import Experiment, Variant
 
 PLAIN = RankingConfig()
@@ -67,8 +66,8 @@ def test_variants_that_make_no_sense_are_refused() -> None:
 def test_lists_are_made_with_the_constants_of_their_users_variant() -> None:
     catalogue = Catalogue()
     for at, vector in enumerate(unit_vectors(8, 4)):
-        related = {"p7": 5.0} if at == 0 else None
-        catalogue.upsert(Product(f"p{at}", "s", "", related=related), vector)
+        catalogue.put(record(f"p{at}", vector))
+    catalogue.put_related(related_row("p0", related={"p7": 5.0}))
     without = RankingConfig(related_weight=0)
     compared = Experiment("x", (Variant("with", 1, PLAIN), Variant("without", 1, without)))
 
