@@ -46,7 +46,7 @@ FLINK_JARS := build/jars/flink/.done
 .DEFAULT_GOAL := help
 .PHONY: help env jars java run up down status reset resume scale dead-letters dead-letter replay \
 	variants vectors test unit lint format check-alerts audit lock upgrade evaluate bench-pipeline \
-	bench-scale bench-soak bench-lookup bench-search bench-vectors bench-api bench chaos clean
+	bench-scale bench-catalogue bench-soak bench-lookup bench-search bench-vectors bench-api bench chaos clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -203,6 +203,9 @@ bench-pipeline: env jars ## Events/s of the whole pipeline, and of the two usual
 bench-scale: env jars ## Throughput over users, products and parallelism; memory
 	@$(PY) -m benchmarks.scale
 
+bench-catalogue: env jars ## What an event, a checkpoint and a start cost at 10,000 to 1,000,000 products
+	@$(PY) -m benchmarks.catalogue $(ARGS)
+
 bench-soak: env jars ## Memory of a TaskManager over an hour of steady load: make bench-soak ARGS="--minutes 60"
 	@$(PY) -m benchmarks.soak $(ARGS)
 
@@ -219,7 +222,7 @@ bench-vectors: env ## What related products find: make bench-vectors CATALOGUE=f
 	@$(PY) -m benchmarks.vectors $(if $(CATALOGUE),--catalogue "$(CATALOGUE)") \
 		$(if $(EVENTS),--events "$(EVENTS)") $(if $(SPLIT),--split $(SPLIT)) $(ARGS)
 
-bench: bench-lookup bench-search bench-pipeline bench-scale bench-api ## All benchmarks
+bench: bench-lookup bench-search bench-pipeline bench-scale bench-catalogue bench-api ## All benchmarks
 
 chaos: env jars ## Kill every server while events flow, then account for every event
 	@$(PY) -m tests.chaos

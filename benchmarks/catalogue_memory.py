@@ -22,15 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import IO
 
 import numpy as np
 import psutil
+from msgspec import structs
 
 from benchmarks.workload import SPACE, Workload
 from udfs.catalogue import Catalogue
 from udfs.inverted import index_of
-from udfs.lexical import LexicalIndex
+from udfs.lexical_index import LexicalIndex
 from udfs.product_record import (
     VERSION,
     ProductRecord,
@@ -41,6 +44,7 @@ from udfs.product_record import (
 )
 
 NOW_MS = 1_732_300_000_000
+CHANGES = 2000
 _LENGTH = struct.Struct("<I")
 
 
@@ -108,10 +112,30 @@ def consume(items: Iterable[object]) -> None:
 
 def fill_lexical(workload: Workload) -> None:
     """Put the texts of all products in stock into a lexical index."""
-    lexical = LexicalIndex()
-    for one in records(workload):
-        if one.in_stock:
-            lexical.upsert(one.product_id, one.title, one.category)
+    LexicalIndex().extend(
+        (slot, one.title, one.category)
+        for slot, one in enumerate(records(workload))
+        if one.in_stock
+    )
+
+
+def measure_changes(catalogue: Catalogue, workload: Workload) -> dict[str, float]:
+    """CPU of single changes, as they come by broadcast, microseconds each."""
+    chosen = list(islice(records(replace(workload, products=CHANGES)), CHANGES))
+    gone = [structs.replace(one, in_stock=False) for one in chosen]
+    rows = list(islice(related_rows(workload), CHANGES))
+    found = {}
+    for name, change, changed in (
+        ("a price", catalogue.put, chosen),
+        ("out of stock", catalogue.put, gone),
+        ("in stock", catalogue.put, chosen),
+        ("removed", catalogue.remove, [one.product_id for one in chosen]),
+        ("new", catalogue.put, chosen),
+        ("learned", catalogue.put_related, rows),
+    ):
+        spent = seconds(lambda change=change, changed=changed: consume(map(change, changed)))
+        found[name] = spent / len(changed) * 1e6
+    return found
 
 
 def measure(workload: Workload) -> dict[str, dict[str, float]]:
@@ -140,6 +164,7 @@ def measure(workload: Workload) -> dict[str, dict[str, float]]:
         made = seconds(lambda: consume(records(workload)))
         spent["of it: lexical index"] = seconds(lambda: fill_lexical(workload)) - made
     memory = {"in all": resident_mb() - before}
+    changes = measure_changes(catalogue, workload)
     spent["of it: index"] = seconds(
         lambda: index_of(catalogue.slots, *catalogue._vectors[SPACE].rows())
     )
@@ -157,7 +182,7 @@ def measure(workload: Workload) -> dict[str, dict[str, float]]:
         now = resident_mb()
         memory[name], held = held - now, now
     memory["more while loading"] = peak - memory["in all"]
-    return {"mb": memory, "cpu_s": spent}
+    return {"mb": memory, "cpu_s": spent, "us_a_change": changes}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -173,6 +198,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\n{products:,} products x 64, {given.related} related each")
         for name, mb in found["mb"].items():
             print(f"{name:<28}{mb:>10.1f} MB{mb * 1e6 / products:>8.0f} bytes a product")
+        for name, us in found["us_a_change"].items():
+            print(f"a change: {name:<18}{us:>10.1f} us")
         for name, cpu_s in found["cpu_s"].items():
             print(f"{name:<28}{cpu_s:>10.2f} s {cpu_s * 1e6 / products:>8.1f} us a product")
         sys.stdout.flush()

@@ -123,19 +123,33 @@ class Bench:
         create_schema(self.session, name, replication)
         return name
 
-    def load(self, workload: Workload, suffix: str = "") -> tuple[str, str]:
-        """Put a workload into topics of its own; returns (events, catalogue)."""
-        events, catalogue = f"events{suffix}", f"catalogue{suffix}"
-        self.topic(events)
-        self.topic(catalogue, 4, cleanup_policy="compact")
+    def topics(self, suffix: str = "") -> None:
+        """Create the topics of a job of its own."""
+        self.topic(f"events{suffix}")
+        for name in ("catalogue", "products", "related"):
+            self.topic(f"{name}{suffix}", 4, cleanup_policy="compact")
         self.topic(f"dead-letters{suffix}", 1)
-        load(self.stack.kafka.bootstrap, catalogue, workload.catalogue())
+
+    def load(self, workload: Workload, suffix: str = "") -> None:
+        """Put a workload into topics of its own: the catalogue as a shop would, and the events."""
+        self.topics(suffix)
+        load(self.stack.kafka.bootstrap, f"catalogue{suffix}", workload.catalogue())
+        self.load_events(workload, suffix)
+
+    def load_events(self, workload: Workload, suffix: str = "") -> None:
+        """Put a workload's events into their topic, the newest of them now."""
         self.start_ms = int(time.time() * 1000) - workload.events
-        load(self.stack.kafka.bootstrap, events, workload.stream(start_ms=self.start_ms))
-        return events, catalogue
+        stream = workload.stream(start_ms=self.start_ms)
+        load(self.stack.kafka.bootstrap, f"events{suffix}", stream)
 
     def submit(
-        self, keyspace: str, suffix: str, parallelism: int, settings: dict[str, str], *more: str
+        self,
+        keyspace: str,
+        suffix: str,
+        parallelism: int,
+        settings: dict[str, str],
+        *more: str,
+        savepoint: str | None = None,
     ) -> str:
         """Submit our job as a user would, with topics that it writes; returns its id."""
         stack = self.stack
@@ -146,6 +160,8 @@ class Bench:
             f"--kafka-group=ours{suffix}",
             f"--events-topic=events{suffix}",
             f"--catalogue-topic=catalogue{suffix}",
+            f"--products-topic=products{suffix}",
+            f"--related-topic=related{suffix}",
             f"--dead-letters-topic=dead-letters{suffix}",
             f"--products-topic=products{suffix}",
             f"--related-topic=related{suffix}",
@@ -154,7 +170,13 @@ class Bench:
             f"--cassandra-keyspace={keyspace}",
             *more,
         ]
-        return stack.flink.run("job/main.py", arguments, parallelism=parallelism, settings=settings)
+        return stack.flink.run(
+            "job/main.py",
+            arguments,
+            parallelism=parallelism,
+            savepoint=savepoint,
+            settings=settings,
+        )
 
     def totals(self, job: str) -> dict[str, int]:
         """Sum our job's metrics over its subtasks."""
@@ -211,7 +233,8 @@ class Bench:
         deadline = time.monotonic() + limit_s
         started = time.time()
         steady: tuple[int, Spent] | None = None
-        rows, moved = 0, time.monotonic()
+        lookups, moved = -1, time.monotonic()
+        spent = self.spent()
         while True:
             totals = self.totals(job)
             if not totals["events"]:
@@ -219,10 +242,10 @@ class Bench:
                 started = time.time()
             if totals["events"] >= events * SKIPPED and steady is None:
                 steady = (totals["events"], self.spent())
-            if totals["rows_written"] != rows:
-                rows, moved = totals["rows_written"], time.monotonic()
-            # The rows of products count too: all is saved when all events are taken and no row has
-            # come for longer than Flink's metrics are old.
+            if totals["lookups"] != lookups:
+                lookups, moved, spent = totals["lookups"], time.monotonic(), self.spent()
+            # All is saved when all events are taken and no list was made for longer than Flink's
+            # metrics are old. What comes then is the work on products, and no cost of an event.
             if totals["events"] >= events and steady and time.monotonic() - moved > 3:
                 break
             if time.monotonic() > deadline:
@@ -231,7 +254,6 @@ class Bench:
                 raise BenchmarkError(msg)
             # To answer is work for the JobManager and the TaskManagers that are measured.
             time.sleep(0.25 if not totals["events"] else 1)
-        spent = self.spent()
         self.check_alive(job)
         saved = self.saved(keyspace)
         if not totals["events"] == len(saved.users) == events:

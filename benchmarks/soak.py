@@ -102,9 +102,8 @@ def soak(
     Raises:
         BenchmarkError: The job failed or restarted, or does not keep up.
     """
-    catalogue = running.topic("catalogue-soak", 4, cleanup_policy="compact")
-    topic = running.topic("events-soak")
-    running.topic("dead-letters-soak", 1)
+    catalogue, topic = "catalogue-soak", "events-soak"
+    running.topics("-soak")
     load(running.stack.kafka.bootstrap, catalogue, workload.catalogue())
     job = running.submit(running.keyspace("soak"), "-soak", parallelism, {})
     running.stack.flink.wait_running(job)

@@ -172,6 +172,8 @@ class _Row(NamedTuple):
 class _Group(NamedTuple):
     rows: list[_Row]
     routing_key: bytes
+    replica: Any = None
+    """The driver's host that stores all rows; None: it may choose."""
 
 
 class _Flight(NamedTuple):
@@ -184,8 +186,9 @@ class _Flight(NamedTuple):
 class CassandraWriter:
     """Writes through one session; not safe for several threads.
 
-    Rows go to the batch of their partition's first replica (as the Spark connector groups), so
-    that a coordinator stores what it is sent instead of fanning it out.
+    Rows go to the batch of their partition's first replica (as the Spark connector groups), and
+    the batch to that replica, so that a coordinator stores what it is sent instead of fanning it
+    out. Where the replica is down or fails, the driver's policy chooses another coordinator.
     """
 
     def __init__(
@@ -320,7 +323,7 @@ class CassandraWriter:
             raise
         before = getattr(self, "_cluster", None)
         self._cluster, self._session, self._prepared = cluster, session, prepared
-        self._ring = _Ring(cluster.metadata, self._keyspace)
+        self._ring = _Ring(cluster.metadata, self._keyspace, self._options.local_dc)
         self._ring.refresh()
         if before is not None:
             before.shutdown()
@@ -468,7 +471,7 @@ class CassandraWriter:
     def _send_open(self, replica: object) -> None:
         rows = self._open.pop(replica)
         del self._open_bytes[replica]
-        self._dispatch(_Group(rows, self._open_keys.pop(replica)))
+        self._dispatch(_Group(rows, self._open_keys.pop(replica), replica))
 
     def _dispatch(self, group: _Group) -> None:
         while len(self._flights) >= self._config.in_flight:
@@ -478,7 +481,13 @@ class CassandraWriter:
     def _send(self, group: _Group) -> _Flight:
         batch = self._batch(group)
         sent_at = time.monotonic()
-        future = self._session.execute_async(batch, execution_profile=WRITE_PROFILE)
+        up = group.replica is not None and group.replica.is_up
+        future = self._session.execute_async(
+            batch,
+            execution_profile=WRITE_PROFILE,
+            # The driver asks this host alone.
+            host=group.replica if up else None,
+        )
         return _Flight(future, batch, group, sent_at)
 
     def _batch(self, group: _Group, consistency_level: int | None = None) -> BatchStatement:
@@ -516,7 +525,8 @@ class CassandraWriter:
                 if flight.sent_at > self._acknowledged_at:
                     attempt += 1
                     self._patience.wait(attempt, error)
-                flight = self._send(flight.group)
+                # A host that does not answer can count as up for long.
+                flight = self._send(flight.group._replace(replica=None))
             else:
                 self._acknowledged_at = time.monotonic()
                 self._patience.answered()
@@ -532,7 +542,7 @@ class CassandraWriter:
         if len(group.rows) > 1:
             middle = len(group.rows) // 2
             for rows in (group.rows[:middle], group.rows[middle:]):
-                part = _Group(rows, group.routing_key)
+                part = group._replace(rows=rows)
                 self._flights.appendleft(self._send(part))
                 self._land()
             return
@@ -690,8 +700,9 @@ def _composite_key(*components: bytes) -> bytes:
 class _Ring:
     """First replicas by token, rebuilt when the driver's view of the ring changes."""
 
-    def __init__(self, metadata: Any, keyspace: str) -> None:
+    def __init__(self, metadata: Any, keyspace: str, local_dc: str | None) -> None:
         self._metadata = metadata
+        self._local_dc = local_dc
         self._keyspace = keyspace
         self._token_map: Any = None
         self._tokens: list[int] = []
@@ -710,7 +721,15 @@ class _Ring:
         self._token_class = token_map.token_class
         self._tokens = [token.value for token in token_map.ring]
         self._owners = [
-            next(iter(token_map.get_replicas(self._keyspace, token)), None)
+            next(
+                # The driver has no connections to hosts elsewhere.
+                (
+                    host
+                    for host in token_map.get_replicas(self._keyspace, token)
+                    if self._local_dc in (None, host.datacenter)
+                ),
+                None,
+            )
             for token in token_map.ring
         ]
 

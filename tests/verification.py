@@ -23,7 +23,8 @@ Vector = NDArray[np.float64]
 Encoder = Callable[[str], Any]
 
 # The job sums and scores in float32; Cassandra keeps scores as float32.
-SCORE_TOLERANCE: Final = 1e-5
+# The last digit of a vector's float32 can round a component to the next float16: 6e-5 of it.
+SCORE_TOLERANCE: Final = 5e-5
 VECTOR_TOLERANCE: Final = 1e-4
 # A list needs so many more products than dimensions for the system to be well conditioned.
 _SURPLUS: Final = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from udfs.index import (
     lengthen,
 )
 from udfs.inverted import fitting, index_of
-from udfs.lexical import LexicalIndex
+from udfs.lexical_index import LexicalIndex
 from udfs.product_record import MAX_SPACES, ProductRecord, RelatedRow, SpaceSwitch, most_held
 from udfs.schemas import Reason, RejectedError
 
@@ -28,12 +28,11 @@ FloatMatrix = NDArray[np.float32]
 Slots = NDArray[np.int32]
 QueryEncoder = Callable[[str], FloatMatrix | None]
 
-# Searches whose matches are kept as slots.
-_REMEMBERED_MATCHES: Final = 1000
 # Slots and categories are cleared of what is gone when there are twice as many as then, and these.
 _LEAST_NUMBERED: Final = 4096
-# Records that are taken at once where many come.
-_AT_ONCE: Final = 4096
+# Records that are taken at once where many come: products, and what was learned, which is larger.
+_AT_ONCE: Final = 32_768
+_LEARNED_AT_ONCE: Final = 4096
 # A product has vectors of few spaces, but products may differ in which. Beside the active and the
 # announced space, those that most products hold are kept, up to so many.
 _MOST_SPACES: Final = 2 * MAX_SPACES
@@ -46,14 +45,6 @@ _IN_STOCK: Final = 2
 
 # A record and its vectors (d,) by space.
 _Read = tuple[ProductRecord, dict[str, FloatMatrix]]
-
-
-class _Matches(NamedTuple):
-    """A remembered search: the answer of the lexical index, and the same as arrays."""
-
-    found: list[tuple[str, float]]
-    slots: Slots
-    scores: FloatMatrix
 
 
 class Catalogue:
@@ -102,9 +93,9 @@ class Catalogue:
         self._size = 0
         self._most_numbered = _LEAST_NUMBERED
         self._vectors: dict[str, VectorTable] = {}
-        self._lexical = LexicalIndex(remembered=_REMEMBERED_MATCHES)
-        self._matches: dict[tuple[str, int], _Matches] = {}
+        self._lexical = LexicalIndex()
         self._announced: SpaceSwitch | None = None
+        self._is_loading = False
         self._active: str | None = None
         self._index: NearestNeighbours | None = None
 
@@ -154,17 +145,7 @@ class Catalogue:
         Returns:
             Their slots and scores, both of shape (at most ``limit``,), best first.
         """
-        found = self._lexical.matches(query, limit)
-        known = self._matches.get((query, limit))
-        if known is None or known.found is not found:
-            if len(self._matches) >= _REMEMBERED_MATCHES:
-                self._matches.clear()
-            known = self._matches[query, limit] = _Matches(
-                found,
-                np.array(self.slots.find(name for name, _ in found), dtype=np.int32),
-                np.array([score for _, score in found], dtype=np.float32),
-            )
-        return known.slots, known.scores
+        return self._lexical.matches(query, limit)
 
     def search(self, queries: FloatMatrix, k: int) -> list[tuple[list[str], FloatMatrix]]:
         """Find the k products in stock nearest to each query: their ids and scores, best first."""
@@ -228,7 +209,7 @@ class Catalogue:
         self._stock[slot] = _ABSENT
         self._size -= 1
         self.facts.remove(slot)
-        self._lexical.remove(product_id)
+        self._lexical.remove(slot)
         for table in self._vectors.values():
             table.drop(slot)
         self._index_anew(np.array([slot], dtype=np.int32))
@@ -263,14 +244,15 @@ class Catalogue:
         Args:
             products: Consumed first, and whole.
             related: What was learned.
-            switch: The newest announcement.
+            switch: The newest announcement; one that :meth:`switch` is told meanwhile counts too.
 
         Returns:
             How many products were left out, as :meth:`put` would refuse them.
         """
         refused = 0
         self._announced = switch
-        for records in _chunks(products):
+        self._is_loading = True
+        for records in _chunks(products, _AT_ONCE):
             taken: dict[str, _Read] = {}
             for record in records:
                 try:
@@ -279,8 +261,9 @@ class Catalogue:
                     refused += 1
             self._take(taken)
         slots_of = SlotSnapshot(self.slots)
-        for rows in _chunks(related):
+        for rows in _chunks(related, _LEARNED_AT_ONCE):
             self.facts.put_related(list({row.product_id: row for row in rows}.values()), slots_of)
+        self._is_loading = False
         self._settle()
         self._expect_twice()
         return refused
@@ -324,11 +307,13 @@ class Catalogue:
         self.facts.put(
             slots, [one.category for one in records], [one.first_seen_ms for one in records]
         )
-        for record, stock in zip(records, before.tolist(), strict=True):
-            if record.in_stock:
-                self._lexical.upsert(record.product_id, record.title, record.category)
-            elif stock == _IN_STOCK:
-                self._lexical.remove(record.product_id)
+        self._lexical.extend(
+            (slot, one.title, one.category)
+            for slot, one in zip(slots.tolist(), records, strict=True)
+            if one.in_stock
+        )
+        for slot in slots[(before == _IN_STOCK) & (self._stock[slots] != _IN_STOCK)].tolist():
+            self._lexical.remove(slot)
         for space, table in self._vectors.items():
             held = {at: read[space] for at, (_, read) in enumerate(taken.values()) if space in read}
             gone = table.holds(slots)
@@ -341,6 +326,8 @@ class Catalogue:
 
     def _settle(self) -> None:
         """Forget spaces without a product, and make that space the active one that should be."""
+        if self._is_loading:
+            return  # once all is there: to fill an index takes seconds
         self._vectors = {space: table for space, table in self._vectors.items() if len(table)}
         held = {space: len(table) for space, table in self._vectors.items()}
         active = self._active if self._active in held else most_held(held)
@@ -390,7 +377,7 @@ class Catalogue:
             table.renumber(renumbered)
         if self._index is not None:
             self._index.renumber(renumbered)
-        self._matches.clear()
+        self._lexical.renumber(renumbered)
         self._expect_twice()
 
     def _expect_twice(self) -> None:
@@ -414,7 +401,7 @@ def _vector(text: str) -> FloatMatrix:
 _Item = TypeVar("_Item")
 
 
-def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def _chunks(items: Iterable[_Item], length: int) -> Iterator[list[_Item]]:
     left = iter(items)
-    while chunk := list(islice(left, _AT_ONCE)):
+    while chunk := list(islice(left, length)):
         yield chunk

@@ -14,7 +14,7 @@ the profile's vector q_u), scaled so that the largest a_i (1 + n_i) ** -e is 1. 
 share: 1 for who has touched nothing with related products, ``vector_share`` for who has touched
 nothing else. A position counts the newer interactions, each by its weight and at most 1, so that
 scrolling past does not push a click out of sight. match(i, p) is the lexical score of a search
-(`udfs.lexical`), for its best matches alone; after nothing but one search the score is so the
+(`udfs.lexical_index`), for its best matches alone; after nothing but one search the score is so the
 blend that `make bench-search` measures, cosine + m · match.
 
 Only products of which something is known are scored for a user, the candidates: those with a
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from udfs.catalogue import Catalogue
 from udfs.facts import NOWHERE
 from udfs.index import Boosts
-from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, MAX_CANDIDATES
+from udfs.lexical_index import BLEND_MATCHES, BLEND_WEIGHT, MAX_CANDIDATES
 from udfs.profile import (
     PURCHASE_KIND,
     SEARCH_KIND,

@@ -47,7 +47,6 @@ from udfs.product_lists import ProductLists
 from udfs.product_record import (
     ProductRecord,
     RelatedRow,
-    SpaceSwitch,
     decode_record,
     decode_related,
     decode_switch,
@@ -105,8 +104,10 @@ RETRIES_END_MS: Final = MS_A_DAY
 # (epoch milliseconds), and which of the two topics it is of.
 PRODUCTS_ROW: Final = 0
 RELATED_ROW: Final = 1
-# How often a task that reads the topics says how far it is.
+# How often a task that reads the topics says how far it is; and how long it waits for more records
+# at once, so at a topic's end.
 _TELL_S: Final = 5.0
+_READ_S: Final = 0.1
 # Share of the time for lists by product: where there is nothing else to do, and under load.
 _IDLE_SHARE: Final = 0.5
 _BUSY_SHARE: Final = 0.1
@@ -319,10 +320,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         gone: set[str] = set()
         unrelated: set[str] = set()
         catalogue = self._catalogue
-        switches: list[SpaceSwitch] = []
-        refused = catalogue.load(
-            self._read_products(gone, switches), self._read_related(unrelated, switches), None
-        )
+        refused = catalogue.load(self._read_products(gone), self._read_related(unrelated), None)
         for product_id in gone:
             catalogue.remove(product_id)
         for product_id in unrelated:
@@ -338,15 +336,13 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         if refused:
             logger.error("%d products are left out: their vectors do not fit their space", refused)
 
-    def _read_products(
-        self, gone: set[str], switches: list[SpaceSwitch]
-    ) -> Iterator[ProductRecord]:
+    def _read_products(self, gone: set[str]) -> Iterator[ProductRecord]:
         for record, key in self._read_whole(self._config.products_topic):
             try:
                 if record.value is None:
                     gone.add(decode_tombstone(key))
                 elif key == SPACE_KEY:
-                    switches.append(decode_switch(record.value))
+                    self._catalogue.switch(decode_switch(record.value))
                 else:
                     product = decode_record(key, record.value)
                     gone.discard(product.product_id)
@@ -354,10 +350,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             except RejectedError as error:
                 self._reject_row(record, error)
 
-    def _read_related(self, gone: set[str], switches: list[SpaceSwitch]) -> Iterator[RelatedRow]:
-        # All products are there, and no index is made yet: it is made once, of the right space.
-        for switch in switches:
-            self._catalogue.switch(switch)
+    def _read_related(self, gone: set[str]) -> Iterator[RelatedRow]:
         for record, key in self._read_whole(self._config.related_topic):
             try:
                 if record.value is None:
@@ -378,7 +371,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         read, told_s = 0, time.monotonic()
         try:
             while not reader.caught_up:
-                records = reader.read()
+                records = reader.read(timeout_s=_READ_S)
                 read += len(records)
                 if time.monotonic() - told_s >= _TELL_S:
                     told_s = time.monotonic()

@@ -12,8 +12,9 @@ import numpy as np
 
 from api.catalogue_memory import CatalogueMemory
 from connectors.product_rows import ProductRow
-from udfs.lexical import BLEND_MATCHES, BLEND_WEIGHT, split_words
+from udfs.lexical_index import BLEND_MATCHES, BLEND_WEIGHT
 from udfs.query_encoder import encode_query
+from udfs.tokenizer import split_words
 
 # How a product was found: it holds the words, or its vector is near to that of the text.
 Match = Literal["words", "meaning"]
@@ -105,7 +106,7 @@ class Shelves:
         """Return the products for what somebody typed, best first, some hundred at most.
 
         First those that hold its words, each by the blend of words and vector that
-        `udfs.lexical` recommends; then the nearest of the others.
+        `udfs.lexical_index` recommends; then the nearest of the others.
         """
         # Before the catalogue is locked: the first text loads the encoder.
         encode_query(query)

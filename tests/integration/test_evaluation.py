@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evaluation.files import FileProduct, Log, read_events, write_events
-from evaluation.ours import Ours, learn_before_split
+from evaluation.ours import Ours, Stock, learn_before_split
 from evaluation.protocol import Prediction, Unit, Walk, make_task
 from local.stack import Stack
 from tests.integration.helpers import Pipeline, eventually, now_ms
 from tests.verification import StoredList
-from udfs.schemas import Event, EventType
+from udfs.product_record import record_vectors
+from udfs.schemas import Event, EventType, Product
 
 pytestmark = pytest.mark.timeout(240)
 K = 20
@@ -77,6 +80,25 @@ def last_predictions(log: Log, ours: Ours, walks: list[Walk]) -> dict[str, Predi
     return found
 
 
+def wire_products(stock: Stock) -> Iterator[tuple[Product, Any]]:
+    """The products as a shop publishes them, with what was learned of them, and their vectors."""
+    for one, row in zip(stock.products, stock.related, strict=True):
+        ((space, vector),) = record_vectors(one).items()
+        yield (
+            Product(
+                one.product_id,
+                space,
+                "",
+                one.title,
+                one.category,
+                related=row.related,
+                rebuy_days=row.rebuy_days,
+                rebuy_share=row.rebuy_share,
+            ),
+            vector,
+        )
+
+
 def test_the_job_writes_the_lists_that_the_evaluation_replays(stack: Stack, tmp_path: Path) -> None:
     end_ms = now_ms() - DAY_MS
     path = tmp_path / "log.jsonl.gz"
@@ -91,12 +113,11 @@ def test_the_job_writes_the_lists_that_the_evaluation_replays(stack: Stack, tmp_
         for user, prediction in last_predictions(log, ours, task.walks).items()
     }
     assert len(expected) > USERS / 2
-    facts = [product.related for product in stock.products]
-    assert sum(bool(related) for related in facts) > 100
-    assert any(product.rebuy_days is not None for product in stock.products)
+    assert sum(bool(row.related) for row in stock.related) > 100
+    assert any(row.rebuy_days is not None for row in stock.related)
 
     with Pipeline.create(stack, "replay", "--tick-ms", "300", list_length=K) as pipeline:
-        pipeline.upsert(zip(stock.products, stock.vectors, strict=True))
+        pipeline.upsert(wire_products(stock))
         pipeline.submit(parallelism=2)
         pipeline.wait_metric("catalogue_size", len(stock.products))
         for walk in task.walks:

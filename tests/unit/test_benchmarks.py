@@ -109,7 +109,7 @@ def test_capacity_states_memory_of_state_and_catalogue() -> None:
     for plan in capacity(reference()):
         assert plan["partitions"] >= plan["task_managers"]
         assert plan["state_gib_10m_users"] == pytest.approx(4.7, abs=0.05)
-        assert plan["catalogue_mib_a_task_manager_100k_products"] == pytest.approx(24.4, abs=0.1)
+        assert plan["catalogue_mib_a_task_manager_100k_products"] == pytest.approx(57.2, abs=0.1)
 
 
 def test_growth_is_the_slope_behind_the_warm_up() -> None:

@@ -23,7 +23,7 @@ from evaluation.files import (
 from evaluation.ours import Stock, learn_before_split
 from evaluation.protocol import Training
 from tests.unit.builders import NOW_MS, event_json, product_json
-from udfs.product_record import record_vectors
+from udfs.product_record import ProductRecord, record_vectors
 from udfs.schemas import encode_vector
 
 
@@ -133,8 +133,13 @@ def learned(products: dict[str, FileProduct], *product_ids: str) -> Stock:
     return learn_before_split(empty_log(*product_ids), training(*product_ids), products)
 
 
+def space_of(product: ProductRecord) -> str:
+    (space,) = product.vectors
+    return space
+
+
 def names(stock: Stock) -> list[str]:
-    assert len({space for product in stock.products for space in product.vectors}) == 1
+    assert len({space_of(product) for product in stock.products}) == 1
     return [product.product_id for product in stock.products]
 
 
@@ -144,11 +149,12 @@ def test_a_given_vector_is_kept_and_texts_join_only_their_own_space() -> None:
     products = {"p0": given, "p1": FileProduct("p1", title="blue cup"), "p2": FileProduct("p2")}
     stock = learned(products, "p0", "p1", "p2", "p3")
     assert names(stock) == ["p0", "p1"]
+    assert space_of(stock.products[0]) == "text64-v1"
     assert record_vectors(stock.products[0])["text64-v1"] == pytest.approx(ones / 8)
     assert [product.is_text for product in stock.products] == [False, True]
     products["p0"] = FileProduct("p0", space="other", embedding=[3.0, 4.0])
     stock = learned(products, "p0", "p1")
-    assert (names(stock), [*stock.products[0].vectors]) == (["p0"], ["other"])
+    assert (names(stock), space_of(stock.products[0])) == (["p0"], "other")
     # What is not in the training part is not there to be recommended.
     assert names(learned(products, "p1")) == ["p1"]
 

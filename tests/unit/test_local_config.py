@@ -119,6 +119,12 @@ def test_checkpointing_is_on_and_exact() -> None:
     assert "\npython.execution-mode: thread\n" in config
 
 
+def test_groups_of_keys_are_stated_and_divide_evenly() -> None:
+    (groups,) = re.findall(r"^pipeline\.max-parallelism: (\d+)$", text(), re.MULTILINE)
+
+    assert all(int(groups) % subtasks == 0 for subtasks in (*range(1, 7), 8, 9, 10, 12, 16, 24))
+
+
 def test_merge_replaces_keys_with_their_continuation_and_appends_the_others() -> None:
     merged = flink_config.merge("# why\na.b: 1\nc.d: >-\n  x\n  y\ne: 2\n", {"c.d": "z", "f": 3})
 

@@ -27,7 +27,7 @@ from tests.unit.builders import (
 from udfs import inverted
 from udfs import ranking as ranking_module
 from udfs.catalogue import Catalogue
-from udfs.lexical import LexicalIndex
+from udfs.lexical_index import LexicalIndex
 from udfs.product_record import ProductRecord, RelatedRow
 from udfs.profile import ProfileConfig
 from udfs.ranking import BY_PROFILE, NEW, RankingConfig
@@ -150,8 +150,8 @@ def naive_contributions(events: Sequence[Event], config: RankingConfig) -> list[
     blended = sum(s * row for s, row in zip(scales, sums, strict=True))
     length = float(np.linalg.norm(blended))
     lexical = LexicalIndex()
-    for name in PRODUCTS.keys() - set(OUT):
-        lexical.upsert(name, TITLES.get(name, "thing"), "")
+    searched = sorted(PRODUCTS.keys() - set(OUT))
+    lexical.extend((slot, TITLES.get(name, "thing"), "") for slot, name in enumerate(searched))
     contributions = []
     rest = {name: vector_share * float(query @ v) for name, v in PRODUCTS.items()}
     for (search, item), row in found.items():
@@ -165,8 +165,9 @@ def naive_contributions(events: Sequence[Event], config: RankingConfig) -> list[
                 elif other != item and other in amounts:
                     amounts[other] += row["own"] / largest * weight
         else:
-            for name, score in lexical.matches(item, config.search_matches):
-                amounts[name] += row["own"] / largest * config.lexical_weight * score
+            slots, scores = lexical.matches(item, config.search_matches)
+            for slot, score in zip(slots.tolist(), scores.tolist(), strict=True):
+                amounts[searched[slot]] += row["own"] / largest * config.lexical_weight * score
         vector = vector_of.get((search, item))
         if vector is not None and length > 1e-30:
             factor = sum(

@@ -22,7 +22,7 @@ from tests.unit.builders import (
 from udfs import recommend as recommend_module
 from udfs.catalogue import Catalogue
 from udfs.profile import ProfileConfig, decayed_sums
-from udfs.recommend import RecommendConfig, Touched, recommend
+from udfs.recommend import CAPPED_MINUTES, MoveCap, RecommendConfig, Touched, recommend
 from udfs.schemas import Event, EventType, SaveBatch
 
 NOW_US = NOW_MS * 1000
@@ -225,3 +225,38 @@ def test_the_newest_exclusions_are_saved_each_once(monkeypatch: pytest.MonkeyPat
     events = [event(f"e{at}", "purchase", f"p{item}") for at, item in enumerate(items)]
     (batch,) = run([user("u", *events)], catalogue())
     assert batch.lists[0].excluded == ["p2", "p4", "p3"]
+
+
+def test_what_is_beyond_the_cap_is_saved_and_moves_nothing() -> None:
+    cap, products = MoveCap(2), catalogue()
+    made = [event(f"e{at}", "click", f"p{at}", NOW_MS + 1000 * at, user_id="u") for at in range(4)]
+    # A duplicate among what moves, whose other time would make a second row, behind a capped one.
+    again = event("e4", "click", "p5", NOW_MS + 120_000, user_id="u")
+    late = event("e4", "click", "p5", NOW_MS + 120_001, user_id="u")
+    bot = user("u", *made, again, late)
+    (batch,) = recommend([bot], products, CONFIG, NOW_US, cap=cap)
+    assert (batch.updates, batch.duplicates, batch.capped) == (3, 1, 2)
+    saved = [one.event.event_id for one in batch.events]
+    assert sorted(saved) == ["e0", "e1", "e2", "e3", "e4"]
+    assert bot.profile is not None
+    assert [item for _, _, item in bot.profile.interactions()] == ["p0", "p1", "p5"]
+    assert len(batch.lists) == 1
+
+    # Nothing but what is beyond it: no list, while others get theirs.
+    more = event("e9", "click", "p9", NOW_MS + 5000, user_id="u")
+    bots = [user("u", more, packed=bot.profile.pack()), user("v", event("e1", user_id="v"))]
+    waiting = user("w", packed=bot.profile.pack())
+    (batch,) = recommend([*bots, waiting], products, CONFIG, NOW_US, cap=cap)
+    assert [one.user_id for one in batch.lists] == ["v", "w"]
+    assert (batch.capped, len(batch.events)) == (1, 2)
+    # An erasure looks as far back as these, too.
+    assert bots[0].profile is not None
+    assert bots[0].profile.oldest_ms == NOW_MS
+
+
+def test_the_counts_of_the_cap_are_bounded() -> None:
+    cap = MoveCap(1)
+    for at in range(CAPPED_MINUTES + 1):
+        assert cap.takes(event(ts=NOW_MS + at * 60_000))
+    assert len(cap._counts) == CAPPED_MINUTES // 2 + 1
+    assert not cap.takes(event(ts=NOW_MS + CAPPED_MINUTES * 60_000))

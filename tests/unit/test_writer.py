@@ -193,6 +193,8 @@ class Server:
     def __init__(self) -> None:
         self.rows: list[str] = []
         self.bound: list[list[Any]] = []
+        self.hosts: list[Any] = []
+        """Where each batch was sent; None: as the policy has it."""
         self.levels: list[int | None] = []
         self.batches: list[list[str]] = []
         self.sizes: list[int] = []
@@ -216,8 +218,9 @@ class Server:
         self.prepared.append(cql)
         return Prepared(cql)
 
-    def execute_async(self, batch: Any, execution_profile: str) -> Any:
+    def execute_async(self, batch: Any, execution_profile: str, host: Any = None) -> Any:
         assert execution_profile == "write"
+        self.hosts.append(host)
         assert batch.is_idempotent
         rows, bound = [], []
         for prepared, query_id, values in batch._statements_and_parameters:
@@ -559,7 +562,7 @@ def test_what_cannot_be_serialised_is_refused_and_the_others_are_saved(
 
 def test_key_part_that_is_too_long_is_refused_on_a_ring(server: Server, slept: list[float]) -> None:
     made = writer(server, slept)
-    made._ring._metadata = ring(["n1", "n2"])
+    made._ring._metadata = ring([Host("n1"), Host("n2")])
     long_user = event("e1", user_id="u" * 70_000)
     made.save(SaveBatch(events=[pending(long_user), pending(event("e2"))]))
     report = made.drain()
@@ -811,7 +814,7 @@ class TestReconnect:
         self, server: Server, slept: list[float], elsewhere: list[Any]
     ) -> None:
         made = writer(server, slept, reconnect_after_s=0, batch_rows=1, in_flight=1)
-        made._ring._metadata = ring(["n1", "n2"])
+        made._ring._metadata = ring([Host("n1"), Host("n2")])
         new = Server()
         elsewhere.append((Cluster(), new))
         server.fail = lambda _: NoHostAvailable("none", {})
@@ -891,34 +894,86 @@ def test_missing_rights_fail_the_job(server: Server, slept: list[float], error: 
     assert slept == []
 
 
-def ring(nodes: list[str]) -> Any:
-    """The driver's view of a cluster whose nodes own the ring in turns."""
+class Host:
+    """A host as the driver sees it."""
+
+    def __init__(self, name: str, datacenter: str = "dc1", *, is_up: bool = True) -> None:
+        self.name, self.datacenter, self.is_up = name, datacenter, is_up
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def ring(nodes: list[Host], others: list[Host] | None = None) -> Any:
+    """The driver's view of a cluster whose nodes own the ring in turns, behind ``others``."""
     tokens = [Murmur3Token(value) for value in range(-(2**63), 2**63, 2**60)]
     owner = {token.value: nodes[at % len(nodes)] for at, token in enumerate(tokens)}
     token_map = SimpleNamespace(
-        token_class=Murmur3Token, ring=tokens, get_replicas=lambda _, token: [owner[token.value]]
+        token_class=Murmur3Token,
+        ring=tokens,
+        get_replicas=lambda _, token: [*(others or []), owner[token.value]],
     )
     return SimpleNamespace(token_map=token_map, all_hosts=lambda: nodes)
 
 
-def test_rows_are_grouped_by_first_replica_on_a_ring(server: Server, slept: list[float]) -> None:
+def owner_of(user: str, metadata: Any) -> Host:
+    token = Murmur3Token.from_key(user.encode()).value
+    tokens = metadata.token_map.ring
+    found = next((one for one in tokens if one.value >= token), tokens[0])
+    host: Host = metadata.token_map.get_replicas("k", found)[-1]
+    return host
+
+
+USERS = [f"user{at}" for at in range(60)]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_each_row_goes_to_its_first_replica_in_the_own_data_centre(
+    server: Server, slept: list[float], *, elsewhere: bool
+) -> None:
+    nodes = [Host(f"node{at}") for at in range(3)]
     made = writer(server, slept)
-    made._ring._metadata = ring(["node0", "node1", "node2"])
-    tokens = made._ring._metadata.token_map.ring
-    owner = {token.value: f"node{at % 3}" for at, token in enumerate(tokens)}
-    users = [f"user{at}" for at in range(60)]
-    made.save(SaveBatch(lists=[saved_list(user) for user in users]))
+    if elsewhere:
+        made._ring._local_dc = "dc1"
+    made._ring._metadata = ring(nodes, [Host("far", "dc2")] if elsewhere else None)
+    made.save(SaveBatch(lists=[saved_list(user) for user in USERS]))
     made.drain()
 
-    def expected(user: str) -> str:
-        token = Murmur3Token.from_key(user.encode()).value
-        after = [one.value for one in tokens if one.value >= token]
-        return owner[after[0] if after else tokens[0].value]
+    assert sorted(server.rows) == sorted(USERS)
+    assert set(server.hosts) == set(nodes)
+    for rows, host in zip(server.batches, server.hosts, strict=True):
+        assert {owner_of(user, made._ring._metadata) for user in rows} == {host}
 
-    assert sorted(server.rows) == sorted(users)
-    assert len({expected(user) for user in users}) == 3
-    for rows in server.batches:
-        assert len({expected(user) for user in rows}) == 1
+
+def test_rows_of_a_host_that_is_down_go_where_the_driver_sends_them(
+    server: Server, slept: list[float]
+) -> None:
+    nodes = [Host("node0"), Host("node1", is_up=False), Host("node2")]
+    made = writer(server, slept)
+    made._ring._metadata = ring(nodes)
+    made.save(SaveBatch(lists=[saved_list(user) for user in USERS]))
+    report = made.drain()
+
+    assert sorted(server.rows) == sorted(USERS)
+    assert set(server.hosts) == {nodes[0], None, nodes[2]}
+    assert report.retries == 0
+
+
+@pytest.mark.parametrize(
+    "error", [NoHostAvailable("down", {}), OperationTimedOut(), ConnectionShutdown("reset")]
+)
+def test_a_host_that_fails_is_not_asked_again_for_the_same_batch(
+    server: Server, slept: list[float], error: Exception
+) -> None:
+    nodes = [Host("node0"), Host("node1"), Host("node2")]
+    made = writer(server, slept)
+    made._ring._metadata = ring(nodes)
+    server.fail = lambda _: error if server.hosts[-1] is nodes[1] else None
+    made.save(SaveBatch(lists=[saved_list(user) for user in USERS]))
+    report = made.drain()
+
+    assert sorted(server.rows) == sorted(USERS)
+    assert server.hosts.count(nodes[1]) == server.hosts.count(None) == report.retries == 1
 
 
 def test_item_prefix_is_cached_and_bounded(
