@@ -130,14 +130,18 @@ variants: env ## Compare the settings of --variant by what their users did: make
 	@RECOMMENDER_CASSANDRA_PORT=$(CASSANDRA_PORT) RECOMMENDER_CASSANDRA_KEYSPACE=$(KEYSPACE) \
 		$(PY) -m connectors.variant_tool $(ARGS)
 
-vectors: env ## Give a catalogue vectors: make vectors CATALOGUE=file [EVENTS=file FROM=both ARGS="--hold"]
+vectors: env ## Learn related products of a log: make vectors CATALOGUE=file EVENTS=file
 	@test -n "$(CATALOGUE)" || { \
-		echo "vectors: CATALOGUE (products, .jsonl or .jsonl.gz) is needed"; \
-		echo "  also: EVENTS=log FROM=text|behaviour|both SPACE=name, and ARGS: see" \
+		echo "vectors: CATALOGUE (products, .jsonl or .jsonl.gz) and EVENTS (a log) are needed"; \
+		echo "  ARGS=--publish-catalogue sends the products too; further ARGS: see" \
 			"$(PY) -m job.vectors --help"; exit 2; }
 	@$(PY) -m job.vectors --bootstrap 127.0.0.1:$(KAFKA_PORT) --catalogue "$(CATALOGUE)" \
-		$(if $(EVENTS),--events "$(EVENTS)") $(if $(FROM),--from $(FROM)) \
-		$(if $(SPACE),--space "$(SPACE)") $(ARGS)
+		$(if $(EVENTS),--events "$(EVENTS)") $(ARGS)
+
+announce: env ## Say that all vectors of a space are published: make announce SPACE=name [ARGS=--force]
+	@test -n "$(SPACE)" || { echo "announce: SPACE is needed"; exit 2; }
+	@RECOMMENDER_KAFKA_BOOTSTRAP=127.0.0.1:$(KAFKA_PORT) \
+		$(PY) -m connectors.space_tool announce "$(SPACE)" $(ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 
@@ -214,7 +218,7 @@ bench-search: env ## What one search finds, against TF-IDF and against the vecto
 bench-api: env jars ## Requests/s and times of the HTTP service, beside the bare driver (needs wrk)
 	@$(PY) -m benchmarks.api
 
-bench-vectors: env ## What vectors of each kind find: make bench-vectors CATALOGUE=file EVENTS=log SPLIT=time
+bench-vectors: env ## What related products find: make bench-vectors CATALOGUE=file EVENTS=log SPLIT=time
 	@$(PY) -m benchmarks.vectors $(if $(CATALOGUE),--catalogue "$(CATALOGUE)") \
 		$(if $(EVENTS),--events "$(EVENTS)") $(if $(SPLIT),--split $(SPLIT)) $(ARGS)
 

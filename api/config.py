@@ -73,7 +73,7 @@ class ApiConfig:
         rate_file: A file that the workers share for it; None: this process alone.
         catalogue_max_products: Products that a worker keeps in memory, for titles, prices and
             stock; what is beyond is read from Cassandra.
-            RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS; 0: the catalogue topic is not read.
+            RECOMMENDER_API_CATALOGUE_MAX_PRODUCTS; 0: the topic of products is not read.
         event_buffer: Events that a worker holds until Kafka has them.
             RECOMMENDER_API_EVENT_BUFFER.
         request_seconds: What all reads of a request together may take; None: as long as one,
@@ -139,11 +139,11 @@ class ApiConfig:
             if value is not None and not least <= value <= most:
                 msg = f"{name} {value}: must be {least} to {most}"
                 raise ValueError(msg)
-        # A write waits until the catalogue is read, and then for Kafka.
-        if self.client_seconds < self.request_limit + 2 * self.write_timeout_seconds:
+        # The reads of a request, or its wait for Kafka, must fit.
+        if self.client_seconds < self.request_limit + self.write_timeout_seconds:
             msg = (
                 f"client_seconds {self.client_seconds}: must be at least"
-                " request_seconds and twice write_timeout_seconds together"
+                " request_seconds and write_timeout_seconds together"
             )
             raise ValueError(msg)
         if self.flink_url is not None and urlsplit(self.flink_url).scheme not in ("http", "https"):

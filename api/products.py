@@ -1,17 +1,17 @@
-"""Products: read, written to the catalogue's topic, and the lists of one."""
+"""Products: read, written to the catalogue topic as the shop says them, and the lists of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 from flask import Blueprint, Response
+from msgspec import UNSET, UnsetType
 
 from api import problems
-from api.catalogue_memory import Learned
 from api.filling import Filter, Item, ListBuilder, Source
-from api.operations import Answer, Body, Operation, route
+from api.operations import Answer, Body, Operation, now_ms, route
 from api.problems import BodyError, ProblemError
 from api.recommendations import CACHE_HEADERS, LIMIT, UNCHANGED
 from api.responses import cacheable, json_response
@@ -19,21 +19,17 @@ from api.services import services
 from api.writing import WRITE_PROBLEMS, Records, send
 from connectors.product_rows import ProductRow
 from connectors.recommendation_store import ListsOfProduct
-from udfs.index import FloatMatrix
-from udfs.query_encoder import SPACE, encode_texts
 from udfs.schemas import (
     MAX_CATEGORY_BYTES,
     MAX_DIMENSIONS,
     MAX_PRODUCT_BYTES,
     MAX_TITLE_BYTES,
     Identifier,
-    Product,
     Reason,
     RejectedError,
+    Timestamp,
     check_product_id,
     decode_product,
-    encode_product,
-    encode_vector,
 )
 
 MAX_PRODUCTS: Final = 500
@@ -44,61 +40,49 @@ _LIST_SECONDS: Final = 5
 blueprint = Blueprint("products", __name__)
 
 
-class _Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What may be absent of a product that is written, and then has its default."""
+class ProductPatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Some fields of a product: these replace, all others stay. A ``price`` of null takes it away.
 
-    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_BYTES)] = ""
-    price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
-    in_stock: bool = True
+    The fields mean what they mean in a whole product.
+    """
+
+    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] | UnsetType = UNSET
+    category: Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_BYTES)] | UnsetType = UNSET
+    price: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | UnsetType | None = UNSET
+    in_stock: bool | UnsetType = UNSET
     embedding: (
         Annotated[list[float], msgspec.Meta(min_length=1, max_length=MAX_DIMENSIONS)]
         | Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PRODUCT_BYTES)]
+        | UnsetType
         | None
-    ) = None
-    space: Identifier | None = None
+    ) = UNSET
+    space: Identifier | UnsetType | None = UNSET
+    updated_at: Timestamp | UnsetType | None = UNSET
 
 
-class ProductInput(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A product to be written, whole: what is absent has its default, whatever it was before.
+class ProductInput(ProductPatch, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product to be written, whole: what is absent is empty, without a price and in stock.
 
-    Without ``embedding`` the vector that the product has stays, unless it is of the title and the
-    title changes; where it has none, or ``space`` is text64-v1, the service makes one of the title.
-    With ``embedding`` (numbers, or base64 of little-endian float32), ``space`` must name its space.
-    What was learned of related products and of buying again always stays. Unknown fields are
-    refused: a mistyped one would be lost.
+    Without ``embedding`` the vector that the shop has sent before stays; where it has sent none,
+    one is made of title and category. With ``embedding`` (numbers, or base64 of little-endian
+    float32), ``space`` must name its space. ``updated_at`` (epoch milliseconds) is the shop's time
+    of what it says: what is older than what is known is dropped. Unknown fields are refused: a
+    mistyped one would be lost.
     """
 
     title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)]
 
 
-class BulkProduct(_Details, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A product of a bulk, whole as for PUT; ``deleted`` removes it, and then its id is enough.
+class BulkProduct(ProductPatch, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A product of a bulk: whole as for PUT where it has a title, else some fields as for PATCH.
 
-    A whole number as ``product_id`` is its decimal text. Partial updates are not possible yet: an
-    entry without ``title`` is refused.
+    With ``partial`` it is some fields even with a title. ``deleted`` removes the product, and then
+    its id is enough. A whole number as ``product_id`` is its decimal text.
     """
 
     product_id: Identifier | int
-    title: Annotated[str, msgspec.Meta(max_length=MAX_TITLE_BYTES)] | None = None
+    partial: bool = False
     deleted: bool = False
-
-    def whole(self) -> ProductInput:
-        """Return the product as PUT takes it.
-
-        Raises:
-            RejectedError: It has no title.
-        """
-        if self.title is None:
-            msg = "title is missing: a product is written whole, partial updates are not possible"
-            raise RejectedError(Reason.MISSING_FIELD, f"{msg} yet")
-        return ProductInput(
-            title=self.title,
-            category=self.category,
-            price=self.price,
-            in_stock=self.in_stock,
-            embedding=self.embedding,
-            space=self.space,
-        )
 
 
 class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,16 +160,28 @@ def product(product_id: str) -> Response:
 )
 def put_product(product_id: str, body: ProductInput) -> Response:
     """Insert or replace a product; it is in the lists within about a second."""
+    return _write(product_id, body, partial=False)
 
-    def records() -> Records:
-        try:
-            learned = _learned(product_id)
-            vector = _title_vectors({0: (body, learned)}).get(0)
-            return [(product_id, _record(product_id, body, learned, vector))]
-        except RejectedError as error:
-            raise ProblemError(problems.INVALID_BODY, error.detail) from error
 
-    return json_response(Accepted(send(_topic(), records)), 202)
+@route(
+    blueprint,
+    "PATCH",
+    "/v1/products/<id:product_id>",
+    Operation(
+        "Change some fields of a product",
+        {202: Answer(Accepted, "Kafka has the change.")},
+        scope="catalogue",
+        body=Body(ProductPatch, max_bytes=MAX_PRODUCT_BYTES, meaning="The fields that change."),
+        problems=WRITE_PROBLEMS,
+    ),
+)
+def patch_product(product_id: str, body: ProductPatch) -> Response:
+    """Change some fields of a product, such as its price or whether it is in stock.
+
+    The change counts behind what was written before it. Of a product that is not there by then it
+    goes to the dead letters.
+    """
+    return _write(product_id, body, partial=True)
 
 
 @route(
@@ -218,7 +214,7 @@ def delete_product(product_id: str) -> Response:
     ),
 )
 def bulk(body: Bulk) -> Response:
-    """Write or delete products; none where one is wrong, and `errors` says which.
+    """Write, change or delete products; none where one is wrong, and `errors` says which.
 
     After a 503 some of them may have been written: send them all again.
     """
@@ -292,109 +288,50 @@ def _topic() -> str:
     return services().config.kafka.catalogue_topic
 
 
+def _write(product_id: str, given: ProductPatch, *, partial: bool) -> Response:
+    def records() -> Records:
+        try:
+            return [(product_id, _record(product_id, given, partial=partial))]
+        except RejectedError as error:
+            raise ProblemError(problems.INVALID_BODY, error.detail) from error
+
+    return json_response(Accepted(send(_topic(), records)), 202)
+
+
 def _records(body: Bulk) -> Records:
     errors: list[BodyError] = []
-    products: dict[int, tuple[ProductInput, Learned]] = {}
-    ids = [str(one.product_id) for one in body.products]
+    records: list[tuple[str, bytes | None]] = []
     for index, one in enumerate(body.products):
+        product_id = str(one.product_id)
         try:
-            check_product_id(ids[index])
-            if not one.deleted:
-                products[index] = one.whole(), _learned(ids[index])
-        except RejectedError as error:
-            errors.append(BodyError(index, error.detail, error.reason.value))
-    vectors = _title_vectors(products)
-    values: dict[int, bytes] = {}
-    for index, (given, learned) in products.items():
-        try:
-            values[index] = _record(ids[index], given, learned, vectors.get(index))
+            check_product_id(product_id)
+            partial = one.partial or one.title is UNSET
+            value = None if one.deleted else _record(product_id, one, partial=partial)
+            records.append((product_id, value))
         except RejectedError as error:
             errors.append(BodyError(index, error.detail, error.reason.value))
     if errors:
-        errors.sort(key=lambda one: one.index)
         detail = f"{len(errors)} of {len(body.products)} products are wrong; none was written"
         raise ProblemError(problems.INVALID_BODY, detail, errors=errors)
-    # None, a deletion, for those that are not among the products.
-    return [(product_id, values.get(index)) for index, product_id in enumerate(ids)]
+    return records
 
 
-def _learned(product_id: str) -> Learned:
-    """What was learned of a product, and has to stand in its new record too.
-
-    The topic keeps a product's newest record alone: what is not in it is forgotten.
-
-    Raises:
-        ProblemError: 503, the catalogue is not read yet.
-    """
-    memory = services().catalogue
-    if memory is None:
-        return Learned()
-    if not memory.wait_caught_up(services().config.write_timeout_seconds):
-        detail = "the catalogue is not read yet"
-        raise ProblemError(problems.STORE_UNAVAILABLE, detail, retry=True, store="kafka")
-    return memory.learned(product_id)
-
-
-def _kept_vector(given: ProductInput, learned: Learned) -> FloatMatrix | None:
-    """Return the vector of a product if it stays, see `ProductInput`; None: it does not."""
-    if given.embedding is not None or given.space is not None:
-        return None
-    return learned.vector if learned.title in (None, given.title) else None
-
-
-def _record(
-    product_id: str, given: ProductInput, learned: Learned, title_vector: str | None
-) -> bytes:
-    """Return the wire form of a product, checked as the job checks it.
+def _record(product_id: str, given: ProductPatch, *, partial: bool) -> bytes:
+    """Return what the shop said in its wire form, checked as the job checks it.
 
     Raises:
         RejectedError: It is not valid.
     """
-    chosen: Any = given.embedding
-    space = given.space
-    kept = _kept_vector(given, learned)
-    if kept is not None:
-        chosen, space = encode_vector(kept), learned.space
-    elif chosen is None:
-        if space not in (None, SPACE):
-            msg = f"without an embedding the space is {SPACE}"
-            raise RejectedError(Reason.INVALID_FIELD, msg)
-        space = SPACE
-        chosen = title_vector
-        if chosen is None:
-            msg = "the title has no word to make an embedding of; send an embedding"
-            raise RejectedError(Reason.INVALID_FIELD, msg)
-    elif space is None:
-        msg = "an embedding needs the space that it is of"
-        raise RejectedError(Reason.INVALID_FIELD, msg)
-    value = encode_product(
-        Product(
-            product_id,
-            space,
-            chosen,
-            given.title,
-            given.category,
-            given.price,
-            given.in_stock,
-            learned.related,
-            learned.rebuy_days,
-            learned.rebuy_share,
-        )
-    )
-    decode_product(product_id.encode().decode("latin-1"), value)
-    return value
-
-
-def _title_vectors(products: Mapping[int, tuple[ProductInput, Learned]]) -> dict[int, str]:
-    """Embed the titles that are to be a product's vector, in one call; no word, no vector."""
-    wanted = [
-        index
-        for index, (one, learned) in products.items()
-        if one.embedding is None and _kept_vector(one, learned) is None
-    ]
-    vectors = encode_texts([products[index][0].title for index in wanted])
-    return {
-        index: encode_vector(vector)
-        for index, vector in zip(wanted, vectors, strict=True)
-        if vector.any()
+    fields: dict[str, Any] = {
+        name: value
+        for name in ProductPatch.__struct_fields__
+        if (value := getattr(given, name)) is not UNSET
     }
+    if partial:
+        if not fields:
+            detail = "title is missing, and there is no other field to change"
+            raise RejectedError(Reason.MISSING_FIELD, detail)
+        fields["partial"] = True
+    value = msgspec.json.encode({"product_id": product_id, **fields})
+    decode_product(product_id.encode().decode("latin-1"), value, now_ms())
+    return value

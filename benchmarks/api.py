@@ -1,6 +1,6 @@
 """Requests/s and times of the HTTP service at 1, 8 and 64 connections, beside the bare driver.
 
-A million users' lists stand in Cassandra, ten thousand products in the catalogue topic. wrk asks
+A million users' lists stand in Cassandra, ten thousand in the topic of products. wrk asks
 for lists of random users over kept connections (a closed loop: a slow answer delays the next
 question). Beside it the bare driver: as many processes as the service has, as many threads
 together as there are connections, the same statement for random users, the row taken and nothing
@@ -31,7 +31,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import psutil
 import requests
@@ -53,10 +52,11 @@ from connectors.product_rows import ProductRow, product_writes
 from connectors.recommendation_store import CassandraRecommendationStore
 from local.processes import LOOPBACK, Guardian, ServerProcess, free_ports, wait_until
 from local.stack import Stack, StackConfig
-from udfs.schemas import Product, SaveBatch, SavedList
+from udfs.product_record import encode, merge
+from udfs.schemas import SaveBatch, SavedList, decode_product
 
 KEYSPACE: Final = "bench_api"
-CATALOGUE: Final = "catalogue"
+PRODUCTS: Final = "products"
 LENGTH: Final = 20
 CONNECTIONS: Final = (1, 8, 64)
 # How long one turn of the driver or of the service is, whole seconds: wrk knows no parts of them.
@@ -207,16 +207,24 @@ def save_lists(options: CassandraOptions, users: int, products: int) -> None:
             print(file=sys.stderr)
 
 
+def _no_vector(_title: str, _category: str) -> None:
+    """Make no vector: all products have one."""
+
+
 def save_products(options: CassandraOptions, bootstrap: str, products: int) -> None:
     """Put the catalogue into its topic and its tables, as the job leaves it."""
-    records = list(Workload(products=products).catalogue())
-    load(bootstrap, CATALOGUE, iter(records))
+    records = [
+        merge(None, decode_product(key, value)[0], now_ms=1, at_us=1000, encode_text=_no_vector)
+        for key, value in Workload(products=products).catalogue()
+    ]
+    encoded = {one.product_id: encode(one) for one in records}
+    load(bootstrap, PRODUCTS, iter(encoded.items()))
     cluster, session = connect(options, role="bench")
     try:
         values: dict[str, list[tuple[Any, ...]]] = {}
-        for _, record in records:
-            row = ProductRow.of(msgspec.json.decode(record, type=Product), 1)
-            for write in product_writes(None, row, 1000):
+        for one in records:
+            row = ProductRow.of(one, 1)
+            for write in product_writes(None, row, 1000, encoded[one.product_id]):
                 values.setdefault(write.statement, []).append(write.values)
         for name, rows in values.items():
             prepared = session.prepare(statement(name, options.keyspace))
@@ -341,7 +349,7 @@ def environment(stack: Stack, port: int, workers: int) -> dict[str, str]:
         "RECOMMENDER_CASSANDRA_PORT": str(stack.cassandra.port),
         "RECOMMENDER_CASSANDRA_KEYSPACE": KEYSPACE,
         "RECOMMENDER_KAFKA_BOOTSTRAP": stack.kafka.bootstrap,
-        "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": CATALOGUE,
+        "RECOMMENDER_KAFKA_PRODUCTS_TOPIC": PRODUCTS,
         "RECOMMENDER_API_BIND": f"{LOOPBACK}:{port}",
         "RECOMMENDER_API_WORKERS": str(workers),
     }
@@ -488,7 +496,7 @@ def measure(stack: Stack, wrk: str, users: int, products: int, seconds: float) -
     cluster, session = connect(options, role="bench")
     create_schema(session, KEYSPACE, {"class": "SimpleStrategy", "replication_factor": 1})
     cluster.shutdown()
-    stack.kafka.create_topic(CATALOGUE, 4, {"cleanup.policy": "compact"})
+    stack.kafka.create_topic(PRODUCTS, 4, {"cleanup.policy": "compact"})
     print(f"{users:,} users' lists and {products:,} products", flush=True)
     save_products(options, stack.kafka.bootstrap, products)
     save_lists(options, users, products)

@@ -1,4 +1,4 @@
-"""What vectors from text, from behaviour and from both find, for all products and for new ones.
+"""What related products find, for all products and for new ones, beside the texts' vectors alone.
 
 A log is split at a time. What is before it is learned from, but for the events of some products
 drawn at random, which are then new: they have a text, and nobody has touched them. The sessions
@@ -29,20 +29,18 @@ from numpy.typing import NDArray
 
 from connectors.jsonl import BadLines, read_catalogue, read_events
 from udfs.catalogue import Catalogue
-from udfs.product_record import VERSION, ProductRecord, RelatedRow
+from udfs.product_record import VERSION, ProductRecord
+from udfs.query_encoder import SPACE, encode_products
 from udfs.ranking import RankingConfig
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
 from udfs.schemas import EVENT_TYPES, Event, PendingEvent, encode_vector
-from udfs.vectors import Interactions, Source, VectorsConfig, learn
+from udfs.vectors import Interactions, VectorsConfig, learn
 
 K = 20
 VARIANTS = {
-    "text": VectorsConfig(source=Source.TEXT, new_weight=0),
-    "behaviour": VectorsConfig(source=Source.BEHAVIOUR, new_weight=0),
-    "both": VectorsConfig(new_weight=0),
-    "both, new ones related": VectorsConfig(),
-    "both, new ones related half": VectorsConfig(new_weight=0.5),
-    "both, 256 dimensions": VectorsConfig(dimensions=256),
+    "new ones among no others": VectorsConfig(new_weight=0),
+    "new ones related": VectorsConfig(),
+    "new ones related half": VectorsConfig(new_weight=0.5),
 }
 RANKINGS = {
     "job": RankingConfig(),
@@ -97,34 +95,28 @@ def without(interactions: Interactions, items: NDArray[np.bool_]) -> Interaction
 
 
 def fill(data: Data, config: VectorsConfig, new: NDArray[np.bool_]) -> Catalogue:
-    """Make the job's catalogue, as it is once the vectors are published."""
-    learned = learn(
-        data.product_ids,
-        data.titles,
-        data.categories,
-        without(data.interactions, new),
-        config,
+    """Make the job's catalogue, as it is once the related products are published."""
+    known = without(data.interactions, new)
+    learned = learn(data.product_ids, data.titles, data.categories, known, config)
+    vectors = encode_products(data.titles, data.categories)
+    items = np.flatnonzero(vectors.any(axis=1)).tolist()
+    products = (
+        ProductRecord(
+            version=VERSION,
+            product_id=data.product_ids[at],
+            title="",
+            category=data.categories[at],
+            price=None,
+            in_stock=True,
+            vectors={SPACE: encode_vector(vectors[at])},
+            is_text=True,
+            first_seen_ms=0,
+            updated_us=0,
+        )
+        for at in items
     )
     catalogue = Catalogue()
-    for at in np.flatnonzero(learned.vectors.any(axis=1)).tolist():
-        product_id, facts = data.product_ids[at], learned.facts(at)
-        vectors = {learned.space: encode_vector(learned.vectors[at])}
-        catalogue.put(
-            ProductRecord(
-                VERSION,
-                product_id,
-                "",
-                data.categories[at],
-                None,
-                True,
-                vectors,
-                is_text=False,
-                first_seen_ms=0,
-                updated_us=0,
-            )
-        )
-        related = facts.pop("related", None) or {}
-        catalogue.put_related(RelatedRow(VERSION, product_id, related, **facts))
+    catalogue.load(products, map(learned.row, items), None)
     return catalogue
 
 

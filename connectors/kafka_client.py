@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -27,7 +27,9 @@ class KafkaClientOptions:
     Attributes:
         bootstrap: Bootstrap servers, host:port separated by commas.
         events_topic: The topic of events, key = user id.
-        catalogue_topic: The compacted topic of products, key = product id.
+        catalogue_topic: The compacted topic of what the shop says of products, key = product id.
+        products_topic: The compacted topic of whole products, which the job writes.
+        related_topic: The compacted topic of what was learned of products.
         properties: Further settings of librdkafka, such as security.protocol, sasl.mechanism,
             sasl.username, sasl.password and ssl.ca.location.
     """
@@ -35,11 +37,13 @@ class KafkaClientOptions:
     bootstrap: str = "127.0.0.1:9092"
     events_topic: str = "events"
     catalogue_topic: str = "catalogue"
+    products_topic: str = "products"
+    related_topic: str = "related"
     properties: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_env(cls, prefix: str, environ: Mapping[str, str]) -> KafkaClientOptions:
-        """Read ``<prefix>KAFKA_BOOTSTRAP``, ``_EVENTS_TOPIC``, ``_CATALOGUE_TOPIC``, properties.
+        """Read ``<prefix>KAFKA_BOOTSTRAP``, ``<prefix>KAFKA_EVENTS_TOPIC`` and so on, properties.
 
         A property's name is its variable's, with dots for the underscores:
         ``<prefix>KAFKA_PROPERTY_SASL_PASSWORD`` sets sasl.password.
@@ -48,7 +52,7 @@ class KafkaClientOptions:
             ValueError: A variable is set but empty.
         """
         values: dict[str, Any] = {}
-        for name in ("bootstrap", "events_topic", "catalogue_topic"):
+        for name in (one.name for one in fields(cls) if one.name != "properties"):
             raw = environ.get(f"{prefix}KAFKA_{name.upper()}")
             if raw is None:
                 continue

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
-from udfs.schemas import Product, ProductDetails
+from udfs.product_record import ProductRecord
+from udfs.schemas import ProductDetails
 
 # A price that is none, as a clustering key: it sorts behind infinity, outside of every range.
 NO_PRICE: Final = math.nan
@@ -25,7 +26,7 @@ class ProductRow(msgspec.Struct, frozen=True, gc=False):
     updated_at: int
 
     @classmethod
-    def of(cls, product: Product | ProductDetails, updated_at: int) -> ProductRow:
+    def of(cls, product: ProductRecord | ProductDetails, updated_at: int) -> ProductRow:
         """Return the row of a product."""
         return cls(
             product.product_id,

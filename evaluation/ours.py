@@ -17,7 +17,7 @@ from udfs.product_record import VERSION, ProductRecord, RelatedRow
 from udfs.query_encoder import DIMENSIONS, SPACE, encode_products, encode_query
 from udfs.recommend import USERS_PER_BATCH, RecommendConfig, Touched, recommend
 from udfs.schemas import PendingEvent, RejectedError, SavedList, decode_vector, encode_vector
-from udfs.vectors import Interactions, Source, VectorsConfig, learn
+from udfs.vectors import Interactions, VectorsConfig, learn
 
 # The longest list that a RecommendConfig allows.
 _LONGEST: Final = 1000
@@ -27,9 +27,8 @@ class Stock(NamedTuple):
     """The products that may be recommended, as the job would be given them."""
 
     products: list[ProductRecord]
-    """Each with a vector, all of one space."""
+    """Each with one vector, all of one space."""
     related: list[RelatedRow]
-    """What was learned of each."""
 
 
 def learn_before_split(
@@ -38,20 +37,19 @@ def learn_before_split(
     products: Mapping[str, FileProduct],
     config: VectorsConfig | None = None,
 ) -> Stock:
-    """Give the training items vectors and facts, by the functions of the vectors command.
+    """Give the training items vectors, and learn what is related to them.
 
     Vectors of the catalogue file are kept, and it is for the file's owner to say that nothing
-    after the split went into them; a product without one beside them gets its text's, where they
-    are of the text's space. Where the file has none, all come from texts and the events before
-    the split. What is related and what is bought again is learned from these events in any case.
-    A product of which nothing is known has no vector, and cannot be recommended.
+    after the split went into them. Where the file has none, or the space is that of texts, a
+    product without one gets its text's, as in the job. What is related and what is bought again is
+    learned from the events before the split, by the function of the vectors command. A product
+    without a vector cannot be recommended.
 
     Args:
         log: The whole log; what is not before the split is not looked at.
         training: The items.
         products: The catalogue file.
-        config: Constants of the command; None: its defaults, and from behaviour alone where no
-            product has a text.
+        config: Constants of the command; None: its defaults.
 
     Raises:
         DataError: The file has vectors of several spaces or lengths, or no product has a vector.
@@ -59,49 +57,37 @@ def learn_before_split(
     ids = training.product_ids
     known = [products.get(product_id, FileProduct(product_id)) for product_id in ids]
     titles, categories = [one.title for one in known], [one.category for one in known]
-    if config is None:
-        source = Source.BOTH if any(titles) or any(categories) else Source.BEHAVIOUR
-        config = VectorsConfig(source=source)
-    given = _given_vectors(known)
-    if given is not None:
-        config = dataclasses.replace(config, source=Source.TEXT)
     learned = learn(ids, titles, categories, _interactions(log, training), config)
-    if given is None:
-        space, vectors = learned.space, learned.vectors
-    else:
-        space, vectors = given
-        missing = np.flatnonzero(~vectors.any(axis=1))
-        if space == SPACE and len(missing):
-            vectors[missing] = encode_products(
-                [titles[at] for at in missing], [categories[at] for at in missing]
-            )
-    kept = np.flatnonzero(vectors.any(axis=1))
-    if not len(kept):
+    none = np.zeros((len(ids), DIMENSIONS), dtype=np.float32)
+    space, vectors = _given_vectors(known) or (SPACE, none)
+    missing = np.flatnonzero(~vectors.any(axis=1))
+    if space == SPACE and len(missing):
+        vectors[missing] = encode_products(
+            [titles[at] for at in missing], [categories[at] for at in missing]
+        )
+    kept = np.flatnonzero(vectors.any(axis=1)).tolist()
+    if not kept:
         msg = (
-            "no product of the training part has a vector, nor a text or others beside it to make"
-            " one of: name a catalogue with titles, categories or embeddings"
+            "no product of the training part has a vector: name a catalogue with titles, categories"
+            " or embeddings"
         )
         raise DataError(msg)
     made = [
         ProductRecord(
-            VERSION,
-            ids[at],
-            titles[at],
-            categories[at],
-            None,
-            True,
-            {space: encode_vector(vectors[at])},
-            is_text=False,
+            version=VERSION,
+            product_id=ids[at],
+            title=titles[at],
+            category=categories[at],
+            price=None,
+            in_stock=True,
+            vectors={space: encode_vector(vectors[at])},
+            is_text=space == SPACE and known[at].embedding is None,
             first_seen_ms=0,
             updated_us=0,
         )
-        for at in kept.tolist()
+        for at in kept
     ]
-    rows = [
-        RelatedRow(VERSION, ids[at], facts.pop("related", None) or {}, **facts)
-        for at, facts in ((at, learned.facts(at)) for at in kept.tolist())
-    ]
-    return Stock(made, rows)
+    return Stock(made, [learned.row(at) for at in kept])
 
 
 def _given_vectors(known: Sequence[FileProduct]) -> tuple[str, NDArray[np.float32]] | None:

@@ -1,16 +1,17 @@
-"""Gives a catalogue vectors and publishes it: ``python -m job.vectors --help``.
+"""Learns related products of an event log and publishes them: ``python -m job.vectors --help``.
 
-Reads a catalogue file and, where there is one, an event log, both in the wire formats, one JSON
-object a line (.jsonl or .jsonl.gz). Every product gets a vector (from its text, from the log, or
-from both), the products that follow it, and how soon it is bought again; all are published to the
-catalogue topic in one embedding space, to which the job switches in one step when Kafka has them
-all. Until then it goes on with the space it had.
+Reads a catalogue file and an event log, both in the wire formats, one JSON object a line (.jsonl or
+.jsonl.gz). What follows each product, and how soon it is bought again, is published to the topic
+`related`, also of products that the log does not know: they take it from those nearest by text. A
+product of which nothing is known any more is deleted there. Vectors need none of it: the job makes
+them of titles where the shop sends none. ``--publish-catalogue`` sends the file's products to the
+catalogue topic first, for a shop that has not done it.
 
 A second start with the same files and options goes on where the first was stopped: what was
 computed is kept until it is published, and so is how far Kafka has acknowledged it.
 
 Where Kafka is, and how it is spoken to, is read as by the service: RECOMMENDER_KAFKA_BOOTSTRAP,
-RECOMMENDER_KAFKA_CATALOGUE_TOPIC, RECOMMENDER_KAFKA_PROPERTY_SASL_PASSWORD and so on.
+RECOMMENDER_KAFKA_RELATED_TOPIC, RECOMMENDER_KAFKA_PROPERTY_SASL_PASSWORD and so on.
 
 Exit status: 0 all is delivered (or written), 1 it is not, 2 the files or options cannot be used,
 130 interrupted. The last line of the output is a summary as one JSON object.
@@ -23,7 +24,7 @@ import dataclasses
 import os
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -34,7 +35,6 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from connectors.catalogue_publisher import CataloguePublisher, PublishError
 from connectors.jsonl import (
     BadLines,
     LineError,
@@ -44,32 +44,28 @@ from connectors.jsonl import (
     write_lines,
 )
 from connectors.kafka_client import KafkaClientOptions
+from connectors.topic_publisher import PublishError, TopicPublisher
 from udfs.behaviour import BehaviourConfig
-from udfs.query_encoder import SPACE as TEXT_SPACE
+from udfs.product_record import RelatedRow, encode
 from udfs.schemas import (
     ERASE,
     EVENT_TYPES,
-    MAX_ID,
-    MAX_PRODUCT_BYTES,
     OPT_IN,
     OPT_OUT,
     Product,
     ProductLine,
     encode_product,
-    encode_vector,
 )
-from udfs.vectors import Interactions, Learned, Sequences, Source, VectorsConfig, learn
+from udfs.vectors import Interactions, Sequences, VectorsConfig, learn
 
 PREFIX: Final = "RECOMMENDER_"
 
 _VECTOR_OPTIONS: Final = {
-    "dimensions": "length of the vectors' part from behaviour",
     "text_neighbours": "products nearest by text from which one the log does not know learns",
     "closeness_exponent": "power of their cosines in what each counts",
     "new_weight": "what a product the log does not know counts among the related ones of others",
     "new_related": "most of such products among the related ones of a product",
     "session_gap_s": "events without a session id: the pause that ends a session, seconds",
-    "seed": "seed of the factorisation",
 }
 _BEHAVIOUR_OPTIONS: Final = {
     "window": "positions of a sequence within which products go together",
@@ -98,17 +94,11 @@ class OnBadLine(StrEnum):
 class Summary(msgspec.Struct):
     """What was made of the files; the last line of the output."""
 
-    space: str
-    dimensions: int
     products: int
-    """Products with a vector, those that are published."""
-    without_vector: int
-    """Products left out: they have neither a text that is understood nor events."""
+    related: int
+    """Products of which something was learned, from others like them included."""
     repeated_products: int
     """Lines of a product that has another one later: the last holds."""
-    own_vectors: int
-    """Products whose vector in the file was not used."""
-    too_large: int
     events: int
     """Events that were learned from."""
     unknown_events: int
@@ -124,9 +114,6 @@ class _Catalogue:
 
     lines: list[ProductLine] = field(default_factory=list)
     repeated: int = 0
-
-    def product_ids(self) -> list[str]:
-        return [line.product_id for line in self.lines]
 
 
 @dataclass
@@ -147,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     """Make the command line's parser."""
     result = argparse.ArgumentParser(
         prog="python -m job.vectors",
-        description="Gives the products of a catalogue vectors and publishes them.",
+        description="Learns related products of an event log and publishes them.",
         formatter_class=_Help,
     )
     result.add_argument(
@@ -155,14 +142,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--events", type=Path, help="event log, .jsonl or .jsonl.gz")
     result.add_argument(
-        *("--from",),
-        dest="source",
-        choices=[one.value for one in Source],
-        help="what vectors are made from (default: both where there are texts and a log, else what"
-        " there is); in a space from behaviour alone searches move nobody",
-    )
-    result.add_argument(
-        "--space", help="name of the space (default: made from what it is learned of)"
+        *("--publish-catalogue",),
+        action="store_true",
+        help="send the file's products to the catalogue topic first; then --events may be absent",
     )
     result.add_argument(
         *("--bad-lines",),
@@ -173,16 +155,10 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--output", type=Path, help="write this file and publish nothing")
     result.add_argument("--dry-run", action="store_true", help="compute and only say what")
-    result.add_argument(
-        *("--hold",),
-        action="store_true",
-        help="publish, but do not let the job switch: a start without this does, at once",
-    )
     result.add_argument("--work", type=Path, default=Path("build/vectors"), help="for resuming")
     result.add_argument(
         "--bootstrap", help="Kafka's bootstrap servers (default: as by the service)"
     )
-    result.add_argument("--topic", help="the catalogue topic (default: as by the service)")
     result.add_argument(
         *("--timeout-s",), type=float, default=120.0, help="of a record's acknowledgement, seconds"
     )
@@ -208,11 +184,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     given = parser().parse_args(arguments)
     try:
         kafka = KafkaClientOptions.from_env(PREFIX, environ)
-        kafka = dataclasses.replace(
-            kafka,
-            bootstrap=given.bootstrap or kafka.bootstrap,
-            catalogue_topic=given.topic or kafka.catalogue_topic,
-        )
+        kafka = dataclasses.replace(kafka, bootstrap=given.bootstrap or kafka.bootstrap)
         config = VectorsConfig(
             sequences=given.sequences,
             behaviour=BehaviourConfig(
@@ -233,13 +205,13 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 
 
 def _run(given: argparse.Namespace, config: VectorsConfig, kafka: KafkaClientOptions) -> int:
+    if given.events is None and not given.publish_catalogue:
+        msg = "name an event log (--events) to learn from, or --publish-catalogue"
+        raise ValueError(msg)
     if given.dry_run or given.output is not None:
-        summary, lines = compute(given, config)
-        if given.dry_run:
-            for _ in lines:
-                pass
-        else:
-            write_lines(given.output, lines)
+        summary, rows = compute(given, config)
+        if given.output is not None and not given.dry_run:
+            write_lines(given.output, (encode(row) for row in rows if not _is_empty(row)))
         _print(summary)
         return 0
     given.work.mkdir(parents=True, exist_ok=True)
@@ -249,21 +221,21 @@ def _run(given: argparse.Namespace, config: VectorsConfig, kafka: KafkaClientOpt
         summary = msgspec.json.decode(about.read_bytes(), type=Summary)
         print(f"computed before: {file}", file=sys.stderr)
     else:
-        summary, lines = compute(given, config)
-        write_lines(file, lines)
+        summary, rows = compute(given, config)
+        write_lines(file, map(encode, rows))
         write_lines(about, [msgspec.json.encode(summary)])
-    publisher = CataloguePublisher(kafka, given.work, timeout_s=given.timeout_s)
-    with tqdm(total=summary.products, desc="publishing", unit=" products") as bar:
-        publisher.publish(
-            content,
-            summary.space,
-            _records(file),
-            complete=not given.hold,
-            told=lambda done: _show(bar, done),
-        )
-    if not given.hold:
-        about.unlink()
-        file.unlink()
+
+    def publish(topic: str, records: Iterable[tuple[str, bytes | None]]) -> None:
+        publisher = TopicPublisher(kafka, topic, timeout_s=given.timeout_s)
+        with tqdm(total=summary.products, desc=topic, unit=" products") as bar:
+            publisher.publish(content, records, given.work, lambda done: _show(bar, done))
+
+    if given.publish_catalogue:
+        publish(kafka.catalogue_topic, _products(given))
+    if given.events is not None:
+        publish(kafka.related_topic, _records(file))
+    about.unlink()
+    file.unlink()
     _print(summary)
     return 0
 
@@ -277,20 +249,43 @@ def _show(bar: Any, done: int) -> None:
     bar.refresh()
 
 
-class _Name(msgspec.Struct):
-    product_id: str
+def _is_empty(row: RelatedRow) -> bool:
+    return not row.related and row.rebuy_days is None
 
 
-def _records(file: Path) -> Iterator[tuple[str, bytes]]:
-    decoder = msgspec.json.Decoder(_Name)
+def _records(file: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Read what was computed; what was learned earlier of a product goes with an empty row."""
+    decoder = msgspec.json.Decoder(RelatedRow)
     for line in read_lines(file):
-        yield decoder.decode(line).product_id, line
+        row = decoder.decode(line)
+        yield row.product_id, None if _is_empty(row) else line
+
+
+def _products(given: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
+    """Read the products of the catalogue file as whole records."""
+    for line in _read_products(given.catalogue, _bad_lines(given)).lines:
+        # Without the name of its space a vector cannot be used.
+        has_vector = line.space is not None and line.embedding is not None
+        product = Product(
+            line.product_id,
+            line.space if has_vector else None,
+            line.embedding if has_vector else None,
+            line.title,
+            line.category,
+            line.price,
+            line.in_stock,
+        )
+        yield line.product_id, encode_product(product)
+
+
+def _bad_lines(given: argparse.Namespace) -> BadLines:
+    return BadLines(skip=given.bad_lines is OnBadLine.SKIP)
 
 
 def _content(given: argparse.Namespace, config: VectorsConfig) -> str:
     """Name what will be computed by all that it is computed from."""
     digest = blake2b(digest_size=12)
-    digest.update(repr((given.source, given.space, given.bad_lines, config)).encode())
+    digest.update(repr((given.bad_lines, config)).encode())
     for path in (given.catalogue, given.events):
         digest.update(b"\0")
         if path is None:
@@ -301,111 +296,43 @@ def _content(given: argparse.Namespace, config: VectorsConfig) -> str:
     return digest.hexdigest()
 
 
-def compute(given: argparse.Namespace, config: VectorsConfig) -> tuple[Summary, Iterator[bytes]]:
-    """Read the files and learn; the lines of the products, and what was made of the files.
-
-    The counts of the summary that a line decides are complete when all lines have been taken.
+def compute(
+    given: argparse.Namespace, config: VectorsConfig
+) -> tuple[Summary, Iterable[RelatedRow]]:
+    """Read the files and learn; what was made of them, and the row of each product.
 
     Raises:
         LineError: A file cannot be used.
         ValueError: What is asked for cannot be learned.
     """
-    bad = BadLines(skip=given.bad_lines is OnBadLine.SKIP)
+    bad = _bad_lines(given)
     catalogue = _read_products(given.catalogue, bad)
-    ids = catalogue.product_ids()
+    ids = [line.product_id for line in catalogue.lines]
     log = _read_log(given.events, bad, ids) if given.events is not None else None
     for message in bad.shown:
         print(f"skipped: {message}", file=sys.stderr)
-    titles = [line.title for line in catalogue.lines]
-    categories = [line.category for line in catalogue.lines]
-    source = Source(given.source) if given.source else _best_source(titles, categories, log)
+    summary = Summary(
+        products=len(ids),
+        related=0,
+        repeated_products=catalogue.repeated,
+        events=len(log.interactions.items) if log is not None else 0,
+        unknown_events=log.unknown if log is not None else 0,
+        other_events=log.other if log is not None else 0,
+        bad_lines=bad.count,
+    )
+    if log is None:
+        return summary, ()
     with tqdm(total=len(ids), desc="learning", unit=" products") as bar:
 
         def told(what: str, done: int) -> None:
             bar.set_description(what)
             _show(bar, done)
 
-        learned = learn(
-            ids,
-            titles,
-            categories,
-            log.interactions if log is not None else None,
-            dataclasses.replace(config, source=source),
-            told,
-        )
-    has_vector = learned.vectors.any(axis=1)
-    if not has_vector.any():
-        msg = f"{given.catalogue}: no product has a text or events to make a vector of"
-        raise ValueError(msg)
-    summary = Summary(
-        space=_space(given.space, learned.space, source),
-        dimensions=learned.vectors.shape[1],
-        products=int(has_vector.sum()),
-        without_vector=int((~has_vector).sum()),
-        repeated_products=catalogue.repeated,
-        own_vectors=sum(line.embedding is not None for line in catalogue.lines),
-        too_large=0,
-        events=len(log.interactions.items) if log is not None else 0,
-        unknown_events=log.unknown if log is not None else 0,
-        other_events=log.other if log is not None else 0,
-        bad_lines=bad.count,
-    )
-    return summary, _lines(catalogue.lines, learned, np.flatnonzero(has_vector), summary)
-
-
-def _best_source(titles: Sequence[str], categories: Sequence[str], log: _Log | None) -> Source:
-    if log is None:
-        return Source.TEXT
-    return Source.BOTH if any(titles) or any(categories) else Source.BEHAVIOUR
-
-
-def _space(given: str | None, learned: str, source: Source) -> str:
-    """Check a space's name against what the job reads in it.
-
-    Raises:
-        ValueError: Searches would mean something else in it than its vectors do.
-    """
-    if given is None:
-        return learned
-    if len(given) > MAX_ID:
-        msg = f"--space must have at most {MAX_ID} characters"
-        raise ValueError(msg)
-    fits = {
-        Source.TEXT: given == TEXT_SPACE,
-        Source.BOTH: given.startswith(f"{TEXT_SPACE}+"),
-        Source.BEHAVIOUR: not given.startswith(TEXT_SPACE),
-    }
-    if not fits[source]:
-        msg = (
-            f"--space {given}: the name says what a search means in it. It must be {TEXT_SPACE} for"
-            f" vectors from text, begin with {TEXT_SPACE}+ for both, and with neither for behaviour"
-        )
-        raise ValueError(msg)
-    return given
-
-
-def _lines(
-    lines: Sequence[ProductLine], learned: Learned, items: Any, summary: Summary
-) -> Iterator[bytes]:
-    for at in items.tolist():
-        line = lines[at]
-        encoded = encode_product(
-            Product(
-                line.product_id,
-                summary.space,
-                encode_vector(learned.vectors[at]),
-                title=line.title,
-                category=line.category,
-                price=line.price,
-                in_stock=line.in_stock,
-                **learned.facts(at),
-            )
-        )
-        if len(encoded) > MAX_PRODUCT_BYTES:
-            summary.too_large += 1
-            summary.products -= 1
-            continue
-        yield encoded
+        titles = [line.title for line in catalogue.lines]
+        categories = [line.category for line in catalogue.lines]
+        learned = learn(ids, titles, categories, log.interactions, config, told)
+    summary.related = sum(not _is_empty(learned.row(at)) for at in range(len(ids)))
+    return summary, map(learned.row, range(len(ids)))
 
 
 def _read_products(path: Path, bad: BadLines) -> _Catalogue:

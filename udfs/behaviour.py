@@ -1,7 +1,7 @@
-"""What an event log says of products: which follow which, what is bought again, and vectors.
+"""What an event log says of products: which follow which, and what is bought again.
 
-Pure functions from arrays to arrays, for the command that publishes a catalogue; the job itself
-only reads what was published. The same input gives the same output.
+Pure functions from arrays to arrays, for the command that publishes it; the job itself only reads
+what was published. The same input gives the same output.
 
 Products i and j that stand at positions p < q of one sequence (a session, an invoice), at most
 ``window`` apart, co-occur with weight
@@ -22,11 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from udfs.product_record import VERSION, RelatedRow
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,9 +39,6 @@ _DAY_MS: Final = 86_400_000
 _PAIRS_AT_ONCE: Final = 8_000_000
 # Added to the decayed uses, so that what was used once, long ago, is not sure of its neighbours.
 _LEAST_USES: Final = 0.05
-# Power iterations and spare directions of the randomised factorisation.
-_ITERATIONS: Final = 4
-_OVERSAMPLING: Final = 16
 
 
 @dataclass(frozen=True)
@@ -298,51 +298,10 @@ def rebuys(
     return Rebuys(shares.astype(np.float32), days.astype(np.float32))
 
 
-def behaviour_vectors(
-    log: Log, config: BehaviourConfig, dimensions: int, seed: int = 0
-) -> NDArray[np.float32]:
-    """Factorise the co-occurrence into one unit vector a product.
-
-    The leading eigenvectors of the degree-normalised, symmetric co-occurrence, by randomised
-    subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
-
-    Args:
-        log: The interactions.
-        config: The constants.
-        dimensions: Length of the vectors.
-        seed: Of the random start.
-
-    Returns:
-        Shape (products, dimensions), rows of length 1; zeros for a product that never co-occurs.
-    """
-    counts = co_occurrence(log, config)
-    counts = (counts + counts.T).tocsr()
-    degrees = np.asarray(counts.sum(axis=1)).ravel()
-    scale = sparse.diags(1 / np.sqrt(np.maximum(degrees, 1e-12)))
-    matrix = (scale @ counts @ scale).tocsr()
-    width = min(dimensions + _OVERSAMPLING, log.products)
-    basis = np.random.default_rng(seed).standard_normal((log.products, width))
-    for _ in range(_ITERATIONS):
-        basis, _ = np.linalg.qr(matrix @ basis)
-    small = basis.T @ (matrix @ basis)
-    values, rotation = np.linalg.eigh((small + small.T) / 2)
-    # A direction of a negative value would make an inner product of what never goes together.
-    order = np.argsort(-values, kind="stable")[: min(dimensions, width)]
-    vectors = (basis @ rotation[:, order]) * np.sqrt(np.maximum(values[order], 0))
-    # A vector's sign is free; fixed here, so that every machine writes the same.
-    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    vectors *= np.where(largest < 0, -1.0, 1.0)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-9)
-    padded = np.zeros((log.products, dimensions), dtype=np.float32)
-    padded[:, : unit.shape[1]] = unit
-    return padded
-
-
-def product_fields(
+def related_row(
     item: int, product_ids: Sequence[str], related: Related, bought_again: Rebuys | None
-) -> dict[str, Any]:
-    """Make the fields of a :class:`udfs.schemas.Product` from what was learned of it.
+) -> RelatedRow:
+    """Make the record of the topic `related` from what was learned of a product.
 
     Weights have four digits, so that they are short on the wire.
 
@@ -354,13 +313,20 @@ def product_fields(
     """
     items, weights = related.of(item)
     named = {
-        product_ids[other]: float(f"{weight:.4g}")
+        product_ids[other]: _short(weight)
         for other, weight in zip(items.tolist(), weights.tolist(), strict=True)
     }
     if related.repeats[item] > 0:
-        named[product_ids[item]] = float(f"{related.repeats[item]:.4g}")
-    fields: dict[str, Any] = {"related": named or None}
-    if bought_again is not None and np.isfinite(bought_again.days[item]):
-        fields["rebuy_days"] = float(f"{bought_again.days[item]:.4g}")
-        fields["rebuy_share"] = float(f"{bought_again.shares[item]:.4g}")
-    return fields
+        named[product_ids[item]] = _short(related.repeats[item])
+    row = RelatedRow(VERSION, product_ids[item], named)
+    if bought_again is None or not np.isfinite(bought_again.days[item]):
+        return row
+    return msgspec.structs.replace(
+        row,
+        rebuy_days=_short(bought_again.days[item]),
+        rebuy_share=_short(bought_again.shares[item]),
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -175,6 +175,7 @@ class ProductLine(msgspec.Struct, frozen=True, gc=False):
     category: str = ""
     price: Annotated[float, msgspec.Meta(ge=0)] | None = None
     in_stock: bool = True
+    space: Identifier | None = None
     embedding: list[float] | str | None = None
 
 

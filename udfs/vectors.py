@@ -1,19 +1,9 @@
-"""Vectors and facts for a catalogue that has none: from text, from behaviour, or from both.
+"""What a log says of a catalogue's products, those included that it does not know.
 
-One space holds what has text, what has behaviour and what has both. A product's vector is
+A product that the log does not know takes what is related to it from the k products nearest by
+text (:mod:`udfs.query_encoder`) that it does know, with weights that are a power of their cosines,
+so that it has related products, and is among those of others:
 
-    v = [t, b] / sqrt(2)
-
-with t the text's unit vector (:mod:`udfs.query_encoder`) and b the unit vector factorised from the
-log (:mod:`udfs.behaviour`), so that a cosine is the two cosines' mean. A search is [t, 0]: it is
-near to what its words are near to, and all products are on one scale for it. The name of such a
-space begins with that of the text's and a plus sign.
-
-A product that the log does not know takes its behaviour from the k products nearest by text that
-it does know, with weights that are a power of their cosines, so that it is looked up, has related
-products, and is among those of others:
-
-    b(new)          = sum over m of p(new, m) · b(m), scaled to length 1
     related(new, j) = sum over m of p(new, m) · related(m, j)
     related(i, new) = w · sum over m of p(new, m) · related(i, m)       at most a few of each i
 
@@ -21,8 +11,7 @@ products, and is among those of others:
 Mappings for Cold-Start Recommendations", ICDM 2010).
 
 Pure functions: the command that publishes and the evaluation call the same. The same input gives
-the same output, and another log another space: vectors of two factorisations mean nothing to each
-other. A product more, which the log does not know, leaves the space as it is.
+the same output.
 """
 
 from __future__ import annotations
@@ -31,8 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,37 +30,28 @@ from udfs.behaviour import (
     BehaviourConfig,
     Rebuys,
     Related,
-    behaviour_vectors,
     make_log,
-    product_fields,
     rebuys,
     related_products,
+    related_row,
     split_sessions,
 )
 from udfs.index import ExactIndex
+from udfs.product_record import RelatedRow
 from udfs.profile import ProfileConfig
 from udfs.query_encoder import DIMENSIONS as TEXT_DIMENSIONS
-from udfs.query_encoder import SPACE as TEXT_SPACE
 from udfs.query_encoder import encode_products
-from udfs.schemas import EVENT_TYPES, MAX_DIMENSIONS, MAX_RELATED
+from udfs.schemas import EVENT_TYPES, MAX_RELATED
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int], None]
 
-# Below this a vector's length is rounding.
-_LEAST_LENGTH: Final = 1e-6
+# Below this a sum of weights is rounding.
+_LEAST_SUM: Final = 1e-6
 # What is computed at once, products: bounds the memory, and is what progress is told of.
 _TEXTS_AT_ONCE: Final = 4096
 _ROWS_AT_ONCE: Final = 4096
-
-
-class Source(StrEnum):
-    """What vectors are made from."""
-
-    TEXT = "text"
-    BEHAVIOUR = "behaviour"
-    BOTH = "both"
 
 
 class Sequences(StrEnum):
@@ -84,14 +63,10 @@ class Sequences(StrEnum):
 
 @dataclass(frozen=True)
 class VectorsConfig:
-    """Constants of the vectors; every one is an option of the command."""
+    """Constants of what is learned; every one is an option of the command."""
 
-    source: Source = Source.BOTH
-    """What the vectors are made from; what is related is learned from any log."""
-    dimensions: int = 64
-    """Length of the behaviour part."""
     text_neighbours: int = 10
-    """Products nearest by text from which a new one takes its behaviour."""
+    """Products nearest by text from which a new one takes what is related to it."""
     closeness_exponent: float = 4.0
     """Power of their cosines in what each counts."""
     new_weight: float = 1.0
@@ -102,17 +77,11 @@ class VectorsConfig:
     """What is one sequence of the log."""
     session_gap_s: float = 1800.0
     """Events without a session id: the pause of a user that ends one, seconds."""
-    seed: int = 0
-    """Of the factorisation's random start."""
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     """Constants of what is learned from the log."""
 
     def __post_init__(self) -> None:
         """Refuse constants without a meaning."""
-        if not 1 <= self.dimensions <= MAX_DIMENSIONS - TEXT_DIMENSIONS:
-            largest = MAX_DIMENSIONS - TEXT_DIMENSIONS
-            msg = f"dimensions must be within 1 and {largest}, not {self.dimensions}"
-            raise ValueError(msg)
         if not self.text_neighbours >= 1:
             msg = f"text_neighbours must be positive, not {self.text_neighbours}"
             raise ValueError(msg)
@@ -147,59 +116,51 @@ class Interactions(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """What a catalogue publishes of its products, by their numbers."""
+    """What a log says of a catalogue's products, by their numbers."""
 
-    space: str
-    """Name of the embedding space."""
     product_ids: Sequence[str]
     """Product id of each number."""
-    vectors: Floats
-    """Shape (products, d), rows of length 1; zeros for a product of which too little is known."""
-    related: Related | None
-    """What follows what; None where there is no log."""
+    related: Related
+    """What follows what."""
     bought_again: Rebuys | None
     """What is bought again; None where the log has no purchases."""
 
-    def facts(self, item: int) -> dict[str, Any]:
-        """Give the fields ``related``, ``rebuy_days`` and ``rebuy_share`` of a wire product."""
-        if self.related is None:
-            return {}
-        return product_fields(item, self.product_ids, self.related, self.bought_again)
+    def row(self, item: int) -> RelatedRow:
+        """Give the record of a product for the topic `related`; with nothing learned, an empty one.
+
+        Args:
+            item: Number of the product.
+        """
+        return related_row(item, self.product_ids, self.related, self.bought_again)
 
 
 def learn(
     product_ids: Sequence[str],
     titles: Sequence[str],
     categories: Sequence[str],
-    interactions: Interactions | None,
+    interactions: Interactions,
     config: VectorsConfig | None = None,
     progress: Progress | None = None,
 ) -> Learned:
-    """Learn from texts and a log all that a catalogue publishes.
+    """Learn from a log, and from texts where it knows nothing.
 
     Args:
         product_ids: All products of the catalogue.
         titles: Their titles; empty where there is none.
         categories: Their categories; empty where there is none.
-        interactions: The log; None where there is none, then from text alone.
+        interactions: The log.
         config: The constants.
         progress: Told what is done, and how many products of it.
 
     Raises:
-        ValueError: Vectors from behaviour are asked for, and there is no log; or the columns are
-            not of one length, or number products that are not there.
+        ValueError: The columns are not of one length, or number products that are not there.
     """
     config = config or VectorsConfig()
     told = progress or _untold
-    if interactions is None and config.source is not Source.TEXT:
-        msg = f"vectors from {config.source} need an event log"
-        raise ValueError(msg)
     if not len(product_ids) == len(titles) == len(categories):
         msg = f"{len(product_ids)} products, {len(titles)} titles, {len(categories)} categories"
         raise ValueError(msg)
     text = _encode(titles, categories, told)
-    if interactions is None:
-        return Learned(TEXT_SPACE, product_ids, text, None, None)
     log = make_log(
         _sequences(interactions, config),
         interactions.items,
@@ -212,21 +173,7 @@ def learn(
     similar = _similar(text, np.diff(related.starts) > 0, config, told)
     related = with_new_products(related, similar, config)
     told("related products", len(product_ids))
-    bought_again = _rebuys(interactions, categories, config)
-    if config.source is Source.TEXT:
-        return Learned(TEXT_SPACE, product_ids, text, related, bought_again)
-    told("vectors", 0)
-    behaviour = behaviour_vectors(log, config.behaviour, config.dimensions, config.seed)
-    # The mean of unit vectors: what goes together from here on is scaled with it.
-    inferred = np.flatnonzero(~behaviour.any(axis=1))
-    behaviour[inferred] = _unit(similar[inferred] @ behaviour)
-    told("vectors", len(product_ids))
-    space = _space(product_ids, titles, categories, interactions, config)
-    vectors = behaviour
-    if config.source is Source.BOTH:
-        # Both parts of one length: `make bench-vectors`.
-        vectors = _unit(np.hstack([text, behaviour]))
-    return Learned(space, product_ids, vectors, related, bought_again)
+    return Learned(product_ids, related, _rebuys(interactions, categories, config))
 
 
 def with_new_products(
@@ -295,7 +242,7 @@ def _similar(
         told("products like the new ones", len(text) - left)
     weight = np.vstack(weights)
     total = weight.sum(axis=1, keepdims=True)
-    weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > _LEAST_LENGTH)
+    weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > _LEAST_SUM)
     rows = np.repeat(targets, k)
     return sparse.csr_matrix((weight.ravel(), (rows, np.vstack(columns).ravel())), shape)
 
@@ -345,31 +292,3 @@ def _rebuys(
         np.array([numbers[name] for name in categories], dtype=np.int64),
         config.behaviour,
     )
-
-
-def _space(
-    product_ids: Sequence[str],
-    titles: Sequence[str],
-    categories: Sequence[str],
-    interactions: Interactions,
-    config: VectorsConfig,
-) -> str:
-    """Name the space by all that its directions come from: the log and the constants."""
-    digest = blake2b(digest_size=6)
-    used, items = np.unique(interactions.items, return_inverse=True)
-    for column in interactions._replace(items=items):
-        digest.update(column.astype("<i8").tobytes())
-    for at in used.tolist():
-        for name in (product_ids[at], titles[at], categories[at]):
-            encoded = name.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(4, "little") + encoded)
-    constants = (config.dimensions, config.seed, config.sequences, config.session_gap_s)
-    digest.update(repr((*constants, config.behaviour)).encode())
-    part = f"behaviour{config.dimensions}-{digest.hexdigest()}"
-    return part if config.source is Source.BEHAVIOUR else f"{TEXT_SPACE}+{part}"
-
-
-def _unit(vectors: NDArray[Any]) -> Floats:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > _LEAST_LENGTH)
-    return unit.astype(np.float32)

@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from connectors.cassandra_schema import create_schema
 from connectors.cassandra_session import CassandraOptions, connect
-from connectors.catalogue_publisher import CataloguePublisher, PublishError
 from connectors.dead_letter_tool import main as dead_letter_tool
 from connectors.event_client import EventClient
 from connectors.kafka_client import (
@@ -36,6 +35,7 @@ from connectors.kafka_client import (
     KafkaClientOptions,
     NotAcknowledgedError,
 )
+from connectors.topic_publisher import PublishError, TopicPublisher
 from local.cassandra_server import CassandraSecurity, CassandraServer
 from local.cli import CATALOGUE, EVENTS, TOPICS
 from local.errors import StackError
@@ -364,7 +364,7 @@ def test_clients_name_a_wrong_password_and_a_wrong_authority(
 
     options = KafkaClientOptions(bootstrap, properties=view.kafka_client)
     with pytest.raises(PublishError, match=_KAFKA_SAYS[wrong]):
-        CataloguePublisher(options, tmp_path).publish("c", "s", [])
+        TopicPublisher(options, CATALOGUE).publish("c", [], tmp_path)
 
     caplog.clear()
     producer = AcknowledgedProducer(options, timeout_s=2)
@@ -383,7 +383,7 @@ def test_clients_name_a_wrong_password_and_a_wrong_authority(
             loggers = {
                 line["logger"] for line in service.lines() if _KAFKA_SAYS[wrong] in line["message"]
             }
-            wanted = {"api.catalogue_memory", "connectors.event_client"}
+            wanted = {"connectors.compacted_topic", "connectors.event_client"}
             return "" if wanted <= loggers else str(loggers)
 
         eventually(unnamed, 20)

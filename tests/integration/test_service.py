@@ -24,14 +24,18 @@ from confluent_kafka import Consumer, TopicPartition
 from api.access import hash_key
 from connectors.cassandra_schema import create_schema, statement
 from connectors.cassandra_session import WRITE_PROFILE, CassandraOptions, connect
+from connectors.kafka_client import AcknowledgedProducer, KafkaClientOptions
 from connectors.product_rows import ProductRow, product_writes
 from local.processes import PROJECT
 from tests.integration.helpers import eventually
 from tests.integration.service import Service
 from tests.integration.service import serving as serving_from
+from udfs.product_record import encode, merge
+from udfs.query_encoder import encode_products
+from udfs.schemas import decode_product
 
 KEYSPACE = "service"
-EVENTS, CATALOGUE = "service-events", "service-catalogue"
+EVENTS, CATALOGUE, PRODUCTS = "service-events", "service-catalogue", "service-products"
 CLICK = {"user_id": "u", "type": "click", "product_id": "p"}
 
 
@@ -43,7 +47,8 @@ def session(stack: Any) -> Iterator[Any]:
     cluster, session = connect(options, role="test")
     create_schema(session, KEYSPACE, {"class": "SimpleStrategy", "replication_factor": 1})
     stack.kafka.create_topic(EVENTS, 4)
-    stack.kafka.create_topic(CATALOGUE, 2, {"cleanup.policy": "compact"})
+    for topic in (CATALOGUE, PRODUCTS):
+        stack.kafka.create_topic(topic, 2, {"cleanup.policy": "compact"})
     yield session
     cluster.shutdown()
 
@@ -53,6 +58,7 @@ def serving(stack: Any, folder: Path, **variables: str) -> AbstractContextManage
         "RECOMMENDER_CASSANDRA_KEYSPACE": KEYSPACE,
         "RECOMMENDER_KAFKA_EVENTS_TOPIC": EVENTS,
         "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": CATALOGUE,
+        "RECOMMENDER_KAFKA_PRODUCTS_TOPIC": PRODUCTS,
     }
     return serving_from(stack, folder, **{**names, **variables})
 
@@ -161,13 +167,32 @@ def test_the_example_script_sends_what_it_shows(stack: Any, session: Any, tmp_pa
     assert found[1]["event_id"] == "order-1001-1"
 
 
-def test_product_is_read_by_all_workers_soon_after_it_was_written(
+def passed_on(bootstrap: str) -> int:
+    """Do for a catalogue of whole products what the job does; return how many products it has."""
+    newest = dict(records(bootstrap, CATALOGUE))
+    producer = AcknowledgedProducer(KafkaClientOptions(bootstrap))
+    made: list[tuple[str, bytes | None]] = []
+    for key, value in newest.items():
+        if value is None:
+            made.append((key, None))
+            continue
+        product, _ = decode_product(key, value)
+        text = encode_products([product.title or ""], [product.category or ""])[0]
+        whole = merge(None, product, now_ms=1, at_us=1000, encode_text=lambda *_, text=text: text)
+        made.append((key, encode(whole)))
+    producer.send(PRODUCTS, made)
+    producer.close()
+    return len(made)
+
+
+def test_product_is_read_by_all_workers_soon_after_the_job_has_passed_it_on(
     stack: Any, session: Any, tmp_path: Path
 ) -> None:
     with serving(stack, tmp_path) as service:
         for name, title in (("a", "Wireless Mouse"), ("b", "Silent Mouse"), ("c", "Green Tea")):
             body = {"title": title, "category": "X", "price": 5}
             assert service.ask("PUT", f"/v1/products/{name}", json=body).status_code == 202
+        assert passed_on(stack.kafka.bootstrap) == 3
 
         def missing() -> str:
             for _ in range(10):
@@ -182,6 +207,7 @@ def test_product_is_read_by_all_workers_soon_after_it_was_written(
 
         eventually(missing, 20)
         assert service.ask("DELETE", "/v1/products/b").status_code == 202
+        passed_on(stack.kafka.bootstrap)
 
         def still_there() -> str:
             answers = [service.ask("GET", "/v1/products/b").status_code for _ in range(10)]

@@ -1,4 +1,4 @@
-"""The vectors command on the real broker, and the job that switches to what it published."""
+"""The vectors command and an announced space on the real broker, and the job that reads both."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from local.stack import Stack
 from tests.integration.helpers import Pipeline, click, eventually, now_ms
 from tests.integration.test_pipeline import QUICK, products
 from udfs.query_encoder import SPACE
-from udfs.schemas import SPACE_KEY, decode_product, encode_event
+from udfs.schemas import encode_event
 
 pytestmark = pytest.mark.timeout(240)
 THINGS = ("mouse", "lamp", "mug", "chair", "shirt")
 
 
-def read(kafka: KafkaBroker, topic: str) -> Iterator[tuple[int, str, bytes]]:
+def read(kafka: KafkaBroker, topic: str) -> Iterator[tuple[int, str, bytes | None]]:
     """Every record from the first to the last: partition, key, value."""
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "test", "log_level": 0})
     try:
@@ -43,34 +43,25 @@ def read(kafka: KafkaBroker, topic: str) -> Iterator[tuple[int, str, bytes]]:
         consumer.close()
 
 
-def content(kafka: KafkaBroker, topic: str, space: str) -> dict[str, Any]:
-    """The newest value of each product of a space; a product stands in one partition."""
-    newest: dict[str, tuple[int, bytes]] = {}
+def content(kafka: KafkaBroker, topic: str) -> dict[str, Any]:
+    """The newest value of each product; it stands in one partition."""
+    newest: dict[str, tuple[int, bytes | None]] = {}
     for partition, key, value in read(kafka, topic):
-        if key == SPACE_KEY:
-            continue
-        product, _ = decode_product(key, value)
-        if product.space == space:
-            assert newest.get(key, (partition,))[0] == partition
-            newest[key] = partition, value
-    return {key: json.loads(value) for key, (_, value) in newest.items()}
-
-
-def notices(kafka: KafkaBroker, topic: str) -> list[tuple[int, bool]]:
-    return [
-        (partition, json.loads(value)["complete"])
-        for partition, key, value in read(kafka, topic)
-        if key == SPACE_KEY
-    ]
+        assert newest.get(key, (partition,))[0] == partition
+        newest[key] = partition, value
+    return {key: json.loads(value) for key, (_, value) in newest.items() if value is not None}
 
 
 class Command:
     """The command with files and topic of its own."""
 
-    def __init__(self, folder: Path, stack: Stack, topic: str, count: int) -> None:
+    def __init__(self, folder: Path, stack: Stack, catalogue: str, topic: str, count: int) -> None:
         self.folder = folder
         self.stack = stack
-        self.topic = topic
+        self.topics = {
+            "RECOMMENDER_KAFKA_CATALOGUE_TOPIC": catalogue,
+            "RECOMMENDER_KAFKA_RELATED_TOPIC": topic,
+        }
         self.catalogue = folder / "catalogue.jsonl"
         with self.catalogue.open("w") as file:
             for number in range(count):
@@ -87,12 +78,12 @@ class Command:
         command = [
             *(sys.executable, "-m", "job.vectors", "--catalogue", str(self.catalogue)),
             *("--events", str(self.events), "--work", str(self.folder / "work")),
-            *("--bootstrap", self.stack.kafka.bootstrap, "--topic", self.topic, *more),
+            *("--bootstrap", self.stack.kafka.bootstrap, *more),
         ]
         return subprocess.Popen(
             command,
             cwd=PROJECT,
-            env={**os.environ, **environment},
+            env={**os.environ, **self.topics, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -114,41 +105,48 @@ class Command:
         return {line["product_id"]: line for line in lines}
 
 
-def test_the_job_switches_when_all_is_published_and_searches_still_work(
+def test_the_job_ranks_by_what_was_learned_and_switches_when_a_space_is_announced(
     stack: Stack, tmp_path: Path
 ) -> None:
     with Pipeline.create(stack, "vectors", *QUICK, partitions=3) as pipeline:
-        topic = pipeline.topics["catalogue"]
-        command = Command(tmp_path, stack, topic, 100)
-        pipeline.publish(products(100), space="old")
+        catalogue, related = pipeline.topics["catalogue"], pipeline.topics["related"]
+        command = Command(tmp_path, stack, catalogue, related, 100)
         pipeline.submit(parallelism=2)
-        pipeline.send([click("u0", f"p{number}") for number in range(3)])
+        summary = command.run("--publish-catalogue")
+        assert summary["products"] == 100
+        assert content(stack.kafka, catalogue).keys() == {f"p{number}" for number in range(100)}
+        assert content(stack.kafka, related) == command.expected()
+        pipeline.wait_metric("catalogue_size", 100)
+        pipeline.send([click("u0", "p5"), click("searcher", None, "search", query="desk lamp")])
         pipeline.wait_saved()
-        eventually(lambda: in_space(pipeline, "u0", "old"), 60)
-        # All products in the new space, and the old one is still searched.
-        summary = command.run("--hold")
-        space = summary["space"]
-        assert space.startswith(f"{SPACE}+behaviour")
-        assert content(stack.kafka, topic, space) == command.expected()
-        assert sorted(notices(stack.kafka, topic)) == [(0, False), (1, False), (2, False)]
-        pipeline.send([click("u0", "p3")])
+        eventually(lambda: in_space(pipeline, "searcher", SPACE), 60)
+        shown = pipeline.lists()["searcher"].product_ids
+        assert sum(int(name[1:]) % len(THINGS) == 1 for name in shown[:10]) >= 8
+        # What followed p5 in the log, not what is called like it.
+        follow = sorted(command.expected()["p5"]["related"].items(), key=lambda one: -one[1])
+        best = [name for name, _ in follow if name != "p5"][:5]
+        assert len({*best} & {*pipeline.lists()["u0"].product_ids[:10]}) >= 4
+        # A space of the shop's own changes nothing until it is announced.
+        pipeline.publish(products(100), space="own")
+        pipeline.send([click("u0", "p6")])
         pipeline.wait_saved()
-        eventually(lambda: in_space(pipeline, "u0", "old"), 60)
-        # One command more: the notices, and nothing else.
-        before = len(list(read(stack.kafka, topic)))
-        assert command.run() == summary
-        assert len(list(read(stack.kafka, topic))) == before + 3
-        searched = click("searcher", None, "search", query="desk lamp")
+        eventually(lambda: in_space(pipeline, "u0", SPACE), 60)
+        subprocess.run(
+            [sys.executable, "-m", "connectors.space_tool", "announce", "own"],
+            cwd=PROJECT,
+            env={
+                **os.environ,
+                **command.topics,
+                "RECOMMENDER_KAFKA_BOOTSTRAP": stack.kafka.bootstrap,
+            },
+            check=True,
+        )
 
         def switched() -> str:
             pipeline.send([click("u0", "p4")])
-            return in_space(pipeline, "u0", space)
+            return in_space(pipeline, "u0", "own")
 
         eventually(switched, 60)
-        pipeline.send([searched])
-        eventually(lambda: in_space(pipeline, "searcher", space), 60)
-        shown = pipeline.lists()["searcher"].product_ids
-        assert sum(int(name[1:]) % len(THINGS) == 1 for name in shown[:10]) >= 8
 
 
 def in_space(pipeline: Pipeline, user: str, space: str) -> str:
@@ -159,9 +157,9 @@ def in_space(pipeline: Pipeline, user: str, space: str) -> str:
 
 
 def test_a_killed_publication_is_finished_by_the_next(stack: Stack, tmp_path: Path) -> None:
-    topic = "catalogue-killed"
+    topic = "related-killed"
     stack.kafka.create_topic(topic, 3, {"cleanup.policy": "compact"})
-    command = Command(tmp_path, stack, topic, 20_000)
+    command = Command(tmp_path, stack, "none", topic, 20_000)
     expected = command.expected()
     # A short queue: the records go out slowly enough to stop the command between them.
     slowly = {"RECOMMENDER_KAFKA_PROPERTY_QUEUE_BUFFERING_MAX_MESSAGES": "60"}
@@ -172,9 +170,7 @@ def test_a_killed_publication_is_finished_by_the_next(stack: Stack, tmp_path: Pa
         process.kill()
     there = sum(stack.kafka.end_offsets(topic).values())
     assert there < 20_000
-    assert not any(complete for _, complete in notices(stack.kafka, topic))
-    summary = command.run()
-    assert content(stack.kafka, topic, summary["space"]) == expected
+    command.run()
+    assert content(stack.kafka, topic) == expected
     total = sum(stack.kafka.end_offsets(topic).values())
     assert total < there + 20_000  # it did not begin anew
-    assert sorted(notices(stack.kafka, topic)).count((2, True)) == 1

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from flask.testing import FlaskClient
 
 from api.catalogue_memory import CatalogueMemory
@@ -15,7 +16,8 @@ from connectors.event_client import Counts
 from connectors.kafka_client import NotAcknowledgedError
 from connectors.product_rows import ProductRow
 from tests.contract.memory_store import InMemoryRecommendationStore
-from udfs.schemas import Event
+from udfs.product_record import VERSION, ProductRecord, encode
+from udfs.schemas import Event, encode_vector
 
 NOW = 1_773_144_000_000
 
@@ -96,6 +98,36 @@ def product(
     in_stock: bool = True,
 ) -> ProductRow:
     return ProductRow(product_id, f"The {product_id}", category, price, in_stock, NOW)
+
+
+def record(
+    product_id: str,
+    vector: Sequence[float] | None = None,
+    *,
+    space: str = "s",
+    title: str = "",
+    category: str = "",
+    price: float | None = None,
+    in_stock: bool = True,
+) -> bytes:
+    """A record of the topic `products`."""
+    vectors = {}
+    if vector is not None:
+        vectors[space] = encode_vector(np.array(vector, np.float32) / np.linalg.norm(vector))
+    return encode(
+        ProductRecord(
+            version=VERSION,
+            product_id=product_id,
+            title=title,
+            category=category,
+            price=price,
+            in_stock=in_stock,
+            vectors=vectors,
+            is_text=False,
+            first_seen_ms=NOW,
+            updated_us=1000 * NOW,
+        )
+    )
 
 
 def ids(items: Iterable[dict[str, Any]]) -> list[str]:

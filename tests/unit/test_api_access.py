@@ -58,6 +58,7 @@ ROUTES: list[tuple[str, str, str]] = [
     ("GET", "/metrics", "metrics"),
     ("POST", "/v1/events", "ingest"),
     ("PUT", "/v1/products/p", "catalogue"),
+    ("PATCH", "/v1/products/p", "catalogue"),
     ("DELETE", "/v1/products/p", "catalogue"),
     ("POST", "/v1/products:bulk", "catalogue"),
     ("DELETE", "/v1/users/u", "erase"),

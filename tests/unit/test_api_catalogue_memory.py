@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,34 +16,49 @@ from api.shelf import PRODUCT_SECONDS, TRENDING_SECONDS, Shelf
 from connectors.kafka_client import KafkaClientOptions
 from connectors.recommendation_store import StoreUnavailable, TrendingList
 from tests.contract.memory_store import InMemoryRecommendationStore
+from tests.unit import api_doubles as doubles
 from tests.unit.api_doubles import NOW, product
-from udfs.schemas import SPACE_KEY, Product, SpaceNotice, encode_product, encode_space_notice
+from udfs.product_record import VERSION, SpaceSwitch, decode_record, encode
+from udfs.schemas import SPACE_KEY
 
 IDS = ("a", "b", "c")
 
 
 def record(product_id: str, title: str = "", *, dimensions: int = 2) -> bytes:
-    return encode_product(Product(product_id, "s", [1.0] * dimensions, title))
+    return doubles.record(product_id, [1.0] * dimensions, title=title)
 
 
-def nearest(memory: CatalogueMemory, count: int) -> set[str]:
+def nearest_to(memory: CatalogueMemory, product_id: str) -> list[str]:
+    """Products near to one, the best first; none where it has no vector in the active space."""
     with memory.vectors() as catalogue:
-        return set(catalogue.search(np.array([[1, 0]], dtype=np.float32), count)[0][0])
+        vector = catalogue.product_vector(product_id)
+        if vector is None:
+            return []
+        return [one for one in catalogue.search(vector[None, :], 5)[0][0] if one != product_id]
 
 
-@given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))))
-def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.sampled_from(["x", "y"]))),
+    st.integers(0, 10),
+)
+def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]], read: int) -> None:
+    """Of what is loaded at once, the first ``read`` records, and of what follows."""
     memory = CatalogueMemory(10)
     expected: dict[str, str] = {}
-    for product_id, title in records:
+    for number, (product_id, title) in enumerate(records):
+        if number == read:
+            memory.caught_up = True
         value = None if title is None else record(product_id, title)
-        memory.apply(product_id.encode(), value, NOW)
+        memory.apply(product_id.encode(), value)
         expected.pop(product_id, None)
         if title is not None:
             expected[product_id] = title
+    memory.caught_up = True
     found = {one: memory.rows.get(one) for one in IDS}
     assert {one: row.title for one, row in found.items() if row is not None} == expected
-    assert nearest(memory, 5) == expected.keys()
+    with memory.vectors() as catalogue:
+        near = catalogue.search(np.array([[1, 0]], dtype=np.float32), 5)[0][0]
+    assert set(near) == expected.keys()
 
 
 @pytest.mark.parametrize(
@@ -55,11 +71,12 @@ def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]]) 
         (b"a", record("a", dimensions=3)),
     ],
 )
-def test_record_that_the_job_rejects_changes_nothing(key: bytes | None, value: bytes) -> None:
+def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> None:
     memory = CatalogueMemory(10)
-    memory.apply(b"z", record("z"), NOW)
-    memory.apply(b"a", record("a", "before"), NOW)
-    memory.apply(key, value, NOW)
+    memory.caught_up = True
+    memory.apply(b"z", record("z"))
+    memory.apply(b"a", record("a", "before"))
+    memory.apply(key, value)
     row = memory.rows.get("a")
     assert row is not None
     assert row.title == "before"
@@ -69,15 +86,15 @@ def test_record_that_the_job_rejects_changes_nothing(key: bytes | None, value: b
 def test_full_memory_leaves_out_and_is_not_complete_until_there_is_none_left_out() -> None:
     memory = CatalogueMemory(1)
     memory.caught_up = True
-    memory.apply(b"a", record("a"), NOW)
+    memory.apply(b"a", record("a"))
     assert memory.complete
-    memory.apply(b"b", record("b"), NOW)
-    memory.apply(b"a", record("a", "changed"), NOW)
+    memory.apply(b"b", record("b"))
+    memory.apply(b"a", record("a", "changed"))
     assert (len(memory), memory.skipped, memory.complete) == (1, 1, False)
     row = memory.rows.get("a")
     assert row is not None
     assert row.title == "changed"
-    memory.apply(b"b", None, NOW)
+    memory.apply(b"b", None)
     assert memory.complete
 
 
@@ -86,10 +103,10 @@ class Consumer:
 
     def __init__(self, partitions: dict[int, list[tuple[bytes, bytes | None]]]) -> None:
         self._partitions = partitions
-        self._position = dict.fromkeys(partitions, -1001)
         self.closed = False
 
     def list_topics(self, topic: str, timeout: float) -> Any:  # noqa: ARG002
+        assert topic == "products"
         found = SimpleNamespace(error=None, partitions=dict.fromkeys(self._partitions))
         return SimpleNamespace(topics={topic: found})
 
@@ -100,11 +117,12 @@ class Consumer:
         self._waiting = [
             SimpleNamespace(
                 error=lambda: None,
+                topic=lambda: "products",
                 key=lambda key=key: key,
                 value=lambda value=value: value,
                 timestamp=lambda: (1, NOW),
                 partition=lambda number=one.partition: number,
-                at=(one.partition, offset),
+                offset=lambda offset=offset: offset,
             )
             for one in partitions
             for offset, (key, value) in enumerate(self._partitions[one.partition])
@@ -113,15 +131,7 @@ class Consumer:
     def consume(self, count: int, timeout: float) -> list[Any]:  # noqa: ARG002
         # One at a time, so that being behind can be seen.
         found, self._waiting = self._waiting[:1], self._waiting[1:]
-        for one in found:
-            self._position[one.at[0]] = one.at[1] + 1
         return found
-
-    def position(self, partitions: list[Any]) -> list[Any]:
-        return [
-            SimpleNamespace(partition=one.partition, offset=self._position[one.partition])
-            for one in partitions
-        ]
 
     def close(self) -> None:
         self.closed = True
@@ -179,7 +189,7 @@ class TestShelf:
 
     def test_complete_memory_asks_nobody(self) -> None:
         memory = CatalogueMemory(10)
-        memory.apply(b"a", record("a"), NOW)
+        memory.apply(b"a", record("a"))
         memory.caught_up = True
         self.shelf(memory)
         self.store.failure = StoreUnavailable("cassandra", "gone")
@@ -187,7 +197,7 @@ class TestShelf:
 
     def test_what_memory_does_not_have_is_read_for_a_moment(self) -> None:
         memory = CatalogueMemory(10)
-        memory.apply(b"a", record("a"), NOW)
+        memory.apply(b"a", record("a"))
         self.shelf(memory)
         self.store.save_product(None, product("b"))
         for _ in range(3):
@@ -203,7 +213,7 @@ class TestShelf:
         self.shelf(memory)
         self.store.save_product(None, product("a"))
         assert self.made.products(["a"])["a"].title == "The a"
-        memory.apply(b"a", record("a", "new"), NOW)
+        memory.apply(b"a", record("a", "new"))
         assert self.made.products(["a"])["a"].title == "new"
 
     def test_store_that_is_away_leaves_what_was_known(self) -> None:
@@ -235,23 +245,43 @@ class TestShelf:
         assert self.store.reads == 3
 
 
-def test_a_space_is_searched_when_it_is_complete_in_every_partition() -> None:
+def switch(space: str) -> bytes:
+    return encode(SpaceSwitch(VERSION, space, NOW))
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_space_is_searched_when_it_is_announced(read: bool) -> None:
     memory = CatalogueMemory(10)
+    memory.caught_up = read
     vectors = {"p0": [1.0, 0.0], "p1": [0.8, 0.6], "p2": [0.0, 1.0]}
+    before: dict[str, dict[str, str]] = {}
 
     def publish(space: str) -> None:
         for product_id, vector in vectors.items():
-            product = Product(product_id, space, vector)
-            memory.apply(product_id.encode(), encode_product(product), NOW)
+            made = decode_record(product_id, doubles.record(product_id, vector, space=space))
+            spaces = {**before.get(product_id, {}), **made.vectors}
+            before[product_id] = made.vectors
+            made = msgspec.structs.replace(made, vectors=spaces)
+            memory.apply(product_id.encode(), encode(made))
+
+    def nearest() -> list[str]:
+        return nearest_to(memory, "p0")[:1]
 
     publish("old")
-    start = encode_space_notice(SpaceNotice("new", NOW, 2))
-    memory.apply(SPACE_KEY.encode(), start, NOW, 0)
     vectors["p2"] = vectors["p0"]
     publish("new")
-    complete = encode_space_notice(SpaceNotice("new", NOW, 2, complete=True))
-    memory.apply(SPACE_KEY.encode(), complete, NOW, 0)
+    assert nearest() == (["p1"] if read else [])
+    memory.apply(SPACE_KEY.encode(), switch("new"))
+    memory.caught_up = True
+    assert nearest() == ["p2"]
 
-    assert nearest(memory, 2) == {"p0", "p1"}
-    memory.apply(SPACE_KEY.encode(), complete, NOW, 1)
-    assert nearest(memory, 2) == {"p0", "p2"}
+
+def test_what_is_read_at_first_is_searched_in_the_space_that_most_hold() -> None:
+    memory = CatalogueMemory(10)
+    memory.apply(b"text", doubles.record("text", [1.0, 0.0, 0.0], space="text"))
+    for name in ("a", "b"):
+        memory.apply(name.encode(), record(name))
+    memory.caught_up = True
+    assert nearest_to(memory, "a") == ["b"]
+    assert nearest_to(memory, "text") == []
+    assert memory.rows.keys() == {"text", "a", "b"}

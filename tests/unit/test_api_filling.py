@@ -18,8 +18,7 @@ from connectors.recommendation_store import (
     StoreUnavailable,
     TrendingList,
 )
-from tests.unit.api_doubles import NOW, Shop, ids, product
-from udfs.schemas import Product, encode_product
+from tests.unit.api_doubles import NOW, Shop, ids, product, record
 
 
 def saved(shop: Shop, *product_ids: str, excluded: tuple[str, ...] = ()) -> None:
@@ -253,10 +252,14 @@ class TestFilterWhileTheStoreIsAway:
         memory = CatalogueMemory(100)
         shop = self.shop(catalogue=memory)
         for product_id, in_stock in (("c1", True), ("c2", False), ("c3", True)):
-            value = Product(
-                product_id, "s", [1.0, 0.0], f"The {product_id}", "COFFEE", 3.0, in_stock
+            value = record(
+                product_id,
+                title=f"The {product_id}",
+                category="COFFEE",
+                price=3.0,
+                in_stock=in_stock,
             )
-            memory.apply(product_id.encode(), encode_product(value), NOW)
+            memory.apply(product_id.encode(), value)
         self.away(shop)
         body = shop.get("/v1/users/u/recommendations?category=COFFEE")
         assert (ids(body["items"]), body["degraded"]) == (["c1", "c3"], True)

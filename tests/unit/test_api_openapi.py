@@ -23,16 +23,13 @@ from connectors.recommendation_store import (
     StoredEvent,
     TrendingList,
 )
-from tests.unit.api_doubles import NOW, Shop, product
-from udfs.schemas import Product, encode_product
+from tests.unit.api_doubles import NOW, Shop, product, record
 
 
 def full_shop() -> Shop:
     memory = CatalogueMemory(10)
     for name in ("0", "a"):
-        memory.apply(
-            name.encode(), encode_product(Product(name, "s", [1.0, float(name == "a")])), NOW
-        )
+        memory.apply(name.encode(), record(name, [1.0, float(name == "a")]))
     memory.caught_up = True
     shop = Shop(catalogue=memory)
     shop.add(product("0"), product("a"))

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from api.catalogue_memory import CatalogueMemory
-from api.config import ApiConfig
 from api.products import MAX_PRODUCTS
 from connectors.recommendation_store import StoreUnavailable
-from tests.unit.api_doubles import NOW, Shop, ids, product
+from tests.unit.api_doubles import NOW, Shop, ids, product, record
 from tests.unit.test_api_routes import assert_problem
-from udfs.query_encoder import encode_texts
-from udfs.schemas import (
-    Product,
-    SavedProductList,
-    decode_product,
-    encode_product,
-    encode_vector,
-)
+from udfs.schemas import SavedProductList, decode_product, encode_vector
 
 FULL = {
     "title": "Monitor",
@@ -38,8 +29,14 @@ def put(shop: Shop, product_id: str, body: object) -> Any:
     return shop.client.put(f"/v1/products/{product_id}", json=body)
 
 
-def record(product_id: str, vector: list[float], **fields: Any) -> bytes:
-    return encode_product(Product(product_id, "s", vector, **fields))
+def patch(shop: Shop, product_id: str, body: object) -> Any:
+    return shop.client.patch(f"/v1/products/{product_id}", json=body)
+
+
+def sent(shop: Shop) -> list[Any]:
+    """What went to the catalogue topic, as JSON; None deletes."""
+    assert {topic for topic, _, _ in shop.records.sent} <= {"catalogue"}
+    return [None if value is None else json.loads(value) for _, _, value in shop.records.sent]
 
 
 class TestRead:
@@ -61,26 +58,46 @@ class TestRead:
 
 
 class TestWrite:
-    def test_product_goes_whole_into_the_topic(self) -> None:
+    def test_product_goes_into_the_topic_as_the_shop_said_it(self) -> None:
         shop = Shop()
         response = put(shop, "p1", FULL)
         assert (response.status_code, json.loads(response.data)) == (202, {"accepted": 1})
-        ((topic, key, value),) = shop.records.sent
-        assert (topic, key) == ("catalogue", "p1")
-        assert value is not None
-        found, vector = decode_product("p1", value)
-        assert found == Product("p1", "s", [3.0, 4.0], "Monitor", "MONITOR", 9.5, in_stock=False)
-        np.testing.assert_allclose(vector, [0.6, 0.8], atol=1e-6)
+        assert [key for _, key, _ in shop.records.sent] == ["p1"]
+        assert sent(shop) == [{"product_id": "p1", **FULL}]
 
-    def test_title_becomes_the_embedding_where_there_is_none(self) -> None:
+    def test_nothing_is_added_to_what_the_shop_said(self) -> None:
         shop = Shop()
-        assert put(shop, "ü", {"title": "Wireless Mouse"}).status_code == 202
-        ((_, key, value),) = shop.records.sent
-        assert key == "ü"
-        assert value is not None
-        found, vector = decode_product("ü".encode().decode("latin-1"), value)
-        assert found.space == "text64-v1"
-        np.testing.assert_allclose(vector, encode_texts(["Wireless Mouse"])[0], atol=1e-6)
+        assert put(shop, "ü", {"title": "Wireless Mouse", "updated_at": NOW}).status_code == 202
+        assert sent(shop) == [{"product_id": "ü", "title": "Wireless Mouse", "updated_at": NOW}]
+        ((_, _, value),) = shop.records.sent
+        found, vector = decode_product("ü".encode().decode("latin-1"), value or b"")
+        assert (found.space, vector) == (None, None)
+
+    def test_some_fields_of_a_product_are_a_partial_record(self) -> None:
+        shop = Shop()
+        for body in ({"price": None}, {"in_stock": False, "title": "New"}):
+            assert patch(shop, "p%2F1", body).status_code == 202
+        assert sent(shop) == [
+            {"product_id": "p/1", "price": None, "partial": True},
+            {"product_id": "p/1", "title": "New", "in_stock": False, "partial": True},
+        ]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            {"title": None},
+            {"price": -1},
+            {"embedding": [1.0]},
+            {"space": "s"},
+            {"partial": True},
+            {"updated_at": 2 * 10**12 * 10},
+        ],
+    )
+    def test_wrong_change_is_refused(self, body: dict[str, Any]) -> None:
+        shop = Shop()
+        assert_problem(patch(shop, "p", body), 400)
+        assert not shop.records.sent
 
     def test_base64_embedding(self) -> None:
         shop = Shop()
@@ -102,7 +119,8 @@ class TestWrite:
             {"category": "ü" * 501},
             {"titel": "typo"},
             {"title": None},
-            {"embedding": None, "space": None, "title": ""},
+            {"embedding": None, "space": "text64-v1"},
+            {"updated_at": 10**13},
         ],
     )
     def test_wrong_product_is_refused(self, changed: dict[str, Any]) -> None:
@@ -153,93 +171,6 @@ class TestWrite:
         assert put(shop, "p", FULL).status_code == 202
 
 
-class TestWhatWasLearned:
-    """A shop that changes a price knows nothing of what `make vectors` found out."""
-
-    LEARNED: ClassVar[dict[str, Any]] = {
-        "related": {"b": 1.0, "a": 0.25},
-        "rebuy_days": 30.0,
-        "rebuy_share": 0.5,
-    }
-
-    def shop(self, space: str, vector: Any) -> Shop:
-        memory = CatalogueMemory(5)
-        value = encode_product(
-            Product("a", space, encode_vector(np.array(vector)), "Old", "C", 1.0, **self.LEARNED)
-        )
-        memory.apply(b"a", value, NOW)
-        memory.caught_up = True
-        return Shop(catalogue=memory)
-
-    def sent(self, shop: Shop) -> tuple[Product, Any]:
-        ((_, _, value),) = shop.records.sent
-        assert value is not None
-        found, vector = decode_product("a", value)
-        assert (found.related, found.rebuy_days, found.rebuy_share) == tuple(self.LEARNED.values())
-        return found, vector
-
-    def test_stays_when_a_price_changes(self) -> None:
-        shop = self.shop("learned", [0.6, 0.8])
-        assert put(shop, "a", {"title": "Old", "category": "C", "price": 2.0}).status_code == 202
-        found, vector = self.sent(shop)
-        assert (found.space, found.price) == ("learned", 2.0)
-        np.testing.assert_allclose(vector, [0.6, 0.8], atol=1e-6)
-
-    def test_stays_in_a_bulk(self) -> None:
-        shop = self.shop("learned", [0.6, 0.8])
-        body = {"products": [{"product_id": "a", "title": "New"}]}
-        assert shop.client.post("/v1/products:bulk", json=body).status_code == 202
-        found, _ = self.sent(shop)
-        assert (found.space, found.title) == ("learned", "New")
-
-    def test_vector_of_the_title_follows_the_title(self) -> None:
-        shop = self.shop("text64-v1", encode_texts(["Green Tea"])[0])
-        assert put(shop, "a", {"title": "Wireless Mouse"}).status_code == 202
-        found, vector = self.sent(shop)
-        assert found.space == "text64-v1"
-        np.testing.assert_allclose(vector, encode_texts(["Wireless Mouse"])[0], atol=1e-6)
-
-    @pytest.mark.parametrize(
-        ("given", "expected"),
-        [
-            ({"embedding": [1.0, 0.0], "space": "learned"}, [1.0, 0.0]),
-            ({"space": "text64-v1"}, encode_texts(["Green Tea"])[0]),
-        ],
-    )
-    def test_vector_gives_way_to_one_that_is_given(self, given: Any, expected: Any) -> None:
-        shop = self.shop("learned", [0.6, 0.8])
-        assert put(shop, "a", {"title": "Green Tea", **given}).status_code == 202
-        found, vector = self.sent(shop)
-        assert found.space == given["space"]
-        np.testing.assert_allclose(vector, expected, atol=1e-6)
-
-    def test_vector_stays_with_its_title(self) -> None:
-        # The owner of the catalogue made it of more than the title.
-        vector = encode_texts(["Old thing made of glass"])[0]
-        shop = self.shop("text64-v1", vector)
-        assert put(shop, "a", {"title": "Old", "in_stock": False}).status_code == 202
-        found, stays = self.sent(shop)
-        assert (found.space, found.in_stock) == ("text64-v1", False)
-        np.testing.assert_allclose(stays, vector, atol=1e-6)
-
-    def test_deleted_product_comes_back_with_nothing(self) -> None:
-        shop = self.shop("learned", [0.6, 0.8])
-        memory = shop.app.extensions["recommender"].catalogue
-        memory.apply(b"a", None, NOW)
-        assert put(shop, "a", {"title": "Green Tea"}).status_code == 202
-        ((_, _, value),) = shop.records.sent
-        found, _ = decode_product("a", value or b"")
-        assert (found.space, found.related) == ("text64-v1", None)
-
-    def test_write_waits_until_the_catalogue_is_read(self) -> None:
-        memory = CatalogueMemory(5)
-        shop = Shop(ApiConfig(write_timeout_seconds=1), catalogue=memory)
-        assert_problem(put(shop, "a", FULL), 503, store="kafka")
-        assert not shop.records.sent
-        threading.Timer(0.1, memory._caught_up.set).start()
-        assert put(shop, "a", FULL).status_code == 202
-
-
 class TestBulk:
     def post(self, shop: Shop, products: list[dict[str, Any]]) -> Any:
         return shop.client.post("/v1/products:bulk", json={"products": products})
@@ -254,7 +185,7 @@ class TestBulk:
         assert self.post(shop, products).status_code == 202
         written, deleted = shop.records.sent
         assert written[1] == "632910392"
-        assert decode_product("632910392", written[2] or b"")[0].product_id == "632910392"
+        assert json.loads(written[2] or b"")["product_id"] == "632910392"
         assert deleted[1:] == ("7", None)
 
     @pytest.mark.parametrize("wrong", [5.0, 1e30, True, None, 10**200, [1], ""])
@@ -271,49 +202,37 @@ class TestBulk:
                 {"product_id": "a", "title": "Green Tea"},
                 {"product_id": "b", "deleted": True},
                 {"product_id": "c", **FULL},
+                {"product_id": "d", "price": 2.5},
+                {"product_id": "e", "title": "New", "partial": True},
             ],
         )
-        assert (response.status_code, json.loads(response.data)) == (202, {"accepted": 3})
-        assert [(key, value is None) for _, key, value in shop.records.sent] == [
-            ("a", False),
-            ("b", True),
-            ("c", False),
+        assert (response.status_code, json.loads(response.data)) == (202, {"accepted": 5})
+        assert [key for _, key, _ in shop.records.sent] == list("abcde")
+        assert sent(shop) == [
+            {"product_id": "a", "title": "Green Tea"},
+            None,
+            {"product_id": "c", **FULL},
+            {"product_id": "d", "price": 2.5, "partial": True},
+            {"product_id": "e", "title": "New", "partial": True},
         ]
 
     def test_one_wrong_product_stops_all_and_is_named(self) -> None:
         shop = Shop()
-        response = self.post(shop, [{"product_id": "a", **FULL}, {"product_id": "b", "title": ""}])
+        response = self.post(shop, [{"product_id": "a", **FULL}, {"product_id": "b", "space": "s"}])
         body = assert_problem(response, 400)
         assert [error["index"] for error in body["errors"]] == [1]
         assert not shop.records.sent
 
-    @pytest.mark.parametrize(
-        "partial",
-        [
-            {"in_stock": False},
-            {"price": 3.5},
-            {"category": "C", "price": 3.5, "in_stock": True},
-            {"embedding": [1.0, 0.0], "space": "s"},
-            {"title": None, "price": 3.5},
-            {"deleted": False},
-        ],
-    )
-    def test_entry_that_is_a_part_of_a_product_is_refused_and_named(
-        self, partial: dict[str, Any]
-    ) -> None:
-        """Else a price alone would clear title and category and put sold-out goods on sale."""
-        memory = CatalogueMemory(5)
-        memory.apply(b"b", record("b", [1.0, 0.0], title="Tea", category="C", in_stock=False), NOW)
-        memory.caught_up = True
-        shop = Shop(catalogue=memory)
-        entries = [{"product_id": "a", **FULL}, {"product_id": "b", **partial}]
+    @pytest.mark.parametrize("empty", [{}, {"deleted": False}, {"partial": True}])
+    def test_entry_that_says_nothing_is_refused_and_named(self, empty: dict[str, Any]) -> None:
+        shop = Shop()
+        entries = [{"product_id": "a", **FULL}, {"product_id": "b", **empty}]
         body = assert_problem(self.post(shop, entries), 400)
         ((index, reason, detail),) = [
             (e["index"], e["reason"], e["detail"]) for e in body["errors"]
         ]
         assert (index, reason) == (1, "missing_field")
         assert "title" in detail
-        assert "partial updates" in detail
         assert not shop.records.sent
 
     def test_reserved_key_stops_all_and_is_named(self) -> None:
@@ -357,7 +276,7 @@ class TestLists:
         def test_list_costs_one_read(self, shop: Shop, name: str) -> None:
             memory = CatalogueMemory(5)
             for one in "abcd":
-                memory.apply(one.encode(), record(one, [1.0]), NOW)
+                memory.apply(one.encode(), record(one, [1.0]))
             memory.caught_up = True
             followed = Shop(catalogue=memory, store=shop.store)
             reads = shop.store.reads

@@ -16,12 +16,12 @@ from api.config import ApiConfig
 from api.services import services_of
 from api.shop.routes import _FILES, _FOLDER
 from connectors.recommendation_store import StoredEvent
-from tests.unit.api_doubles import NOW, Shop
+from tests.unit.api_doubles import NOW, Shop, record
 from tests.unit.test_api_routes import assert_problem
 from udfs.catalogue import Catalogue
 from udfs.profile import Profile, ProfileConfig, query_vectors, update_profiles
 from udfs.query_encoder import SPACE, encode_texts
-from udfs.schemas import Event, Product, encode_product, encode_vector
+from udfs.schemas import Event
 
 KEY = "rk_test"
 KEYS = (ApiKey("web", hash_key(KEY), ("read", "ingest")),)
@@ -38,14 +38,15 @@ TITLES = {
 def wire(product_id: str, *, in_stock: bool = True, **changed: str) -> bytes:
     title, category = TITLES[product_id]
     title, category = changed.get("title", title), changed.get("category", category)
-    vector = encode_vector(encode_texts([f"{title} {category.lower()}"])[0])
-    return encode_product(Product(product_id, SPACE, vector, title, category, 5.0, in_stock))
+    vector = encode_texts([f"{title} {category.lower()}"])[0]
+    shown = {"title": title, "category": category}
+    return record(product_id, vector, space=SPACE, price=5.0, in_stock=in_stock, **shown)
 
 
 def stocked(config: ApiConfig | None = None) -> tuple[Shop, CatalogueMemory]:
     memory = CatalogueMemory(100)
     for product_id in TITLES:
-        memory.apply(product_id.encode(), wire(product_id), NOW)
+        memory.apply(product_id.encode(), wire(product_id))
     memory.caught_up = True
     return Shop(config, catalogue=memory), memory
 
@@ -194,7 +195,7 @@ class TestShelves:
 
     def test_a_category_and_stock_choose(self) -> None:
         shop, memory = stocked()
-        memory.apply(b"t1", wire("t1", in_stock=False), NOW + 1)
+        memory.apply(b"t1", wire("t1", in_stock=False))
         assert names(shop.get("/shop/products?category=TEA")) == ["t2"]
         assert sorted(names(shop.get("/shop/products?category=TEA&stock=all"))) == ["t1", "t2"]
         assert shop.get("/shop/products?category=TEA")["total"] == 1
@@ -205,8 +206,8 @@ class TestShelves:
     def test_changes_show_at_once(self) -> None:
         shop, memory = stocked()
         moved = wire("m1", category="TEA", title="Mouse-shaped Teapot")
-        memory.apply(b"m1", moved, NOW + 1)
-        memory.apply(b"k1", None, NOW + 2)
+        memory.apply(b"m1", moved)
+        memory.apply(b"k1", None)
         found = {tuple(one) for one in shop.get("/shop/categories")["categories"]}
         assert found == {("LAMP", 1, 1), ("MOUSE", 1, 1), ("TEA", 3, 3)}
         assert names(shop.get("/shop/products?query=teapot"))[:2] in (["m1", "t2"], ["t2", "m1"])
@@ -222,7 +223,7 @@ class TestShelves:
 
     def test_a_search_shows_what_is_in_stock_and_of_the_category(self) -> None:
         shop, memory = stocked()
-        memory.apply(b"m1", wire("m1", in_stock=False), NOW + 1)
+        memory.apply(b"m1", wire("m1", in_stock=False))
         assert "m1" not in names(shop.get("/shop/products?query=mouse"))
         assert "m1" in names(shop.get("/shop/products?query=mouse&stock=all"))
         only = shop.get("/shop/products?query=mouse&category=TEA")
@@ -234,7 +235,7 @@ class TestShelves:
         tag = shop.client.get("/shop/products").headers["ETag"]
         headers = {"If-None-Match": tag}
         assert shop.client.get("/shop/products", headers=headers).status_code == 304
-        memory.apply(b"t1", None, NOW)
+        memory.apply(b"t1", None)
         assert shop.client.get("/shop/products", headers=headers).status_code == 200
 
     @pytest.mark.parametrize("query", ["stock=some", "order=oldest", "limit=0", "query=", "x=1"])
@@ -316,7 +317,7 @@ class TestMapAndFigures:
         answer = shop.get("/shop/live")
         assert (answer["flink"], answer["samples"]) == ("not_configured", [])
         assert (answer["catalogue_products"], answer["catalogue_changes"]) == (6, 6)
-        memory.apply(b"t1", None, NOW)
+        memory.apply(b"t1", None)
         assert shop.get("/shop/live")["catalogue_changes"] == 7
 
     def test_parts_are_made_once_for_the_application(self) -> None:

@@ -19,8 +19,7 @@ from api.shop.pulse import KEPT_SAMPLES, Pulse
 from api.shop.shelves import Shelves
 from connectors.flink_metrics import ALL, job_metrics, live_job, totals
 from connectors.product_rows import ProductRow
-from tests.unit.api_doubles import NOW, product
-from udfs.schemas import Product, encode_product, encode_vector
+from tests.unit.api_doubles import product, record
 
 
 def clusters(seed: int, *, dimensions: int = 16, noise: float = 0.5) -> tuple[Any, list[str]]:
@@ -88,8 +87,9 @@ class TestPlane:
 def filled(count: int, vectors: Any, labels: list[str]) -> CatalogueMemory:
     memory = CatalogueMemory(10_000)
     for number in range(count):
-        one = Product(f"p{number}", "s", encode_vector(vectors[number]), category=labels[number])
-        memory.apply(one.product_id.encode(), encode_product(one), NOW)
+        name = f"p{number}"
+        memory.apply(name.encode(), record(name, vectors[number], category=labels[number]))
+    memory.caught_up = True
     return memory
 
 
@@ -100,9 +100,8 @@ class TestMapper:
         mapper = Mapper(memory)
         first = mapper.map()
         assert first is not None
-        filled_more = Product("new", "s", encode_vector(vectors[350]), category="0")
-        memory.apply(b"new", encode_product(filled_more), NOW)
-        memory.apply(b"p0", None, NOW)
+        memory.apply(b"new", record("new", vectors[350], category="0"))
+        memory.apply(b"p0", None)
         second = mapper.map()
         assert second is not None
         assert second.axes == first.axes
@@ -110,7 +109,7 @@ class TestMapper:
         assert "new" in ids
         assert "p0" not in ids
         for number in range(1, 200):
-            memory.apply(f"p{number}".encode(), None, NOW)
+            memory.apply(f"p{number}".encode(), None)
         third = mapper.map()
         assert third is not None
         assert third.axes != first.axes
@@ -119,8 +118,9 @@ class TestMapper:
         vectors, labels = clusters(5)
         one, other = filled(200, vectors, labels), CatalogueMemory(10_000)
         for number in reversed(range(200)):
-            found = Product(f"p{number}", "s", encode_vector(vectors[number]), "", labels[number])
-            other.apply(found.product_id.encode(), encode_product(found), NOW)
+            name = f"p{number}"
+            other.apply(name.encode(), record(name, vectors[number], category=labels[number]))
+        other.caught_up = True
         assert Mapper(one).map() == Mapper(other).map()
 
     def test_a_large_catalogue_is_shown_in_part(self) -> None:

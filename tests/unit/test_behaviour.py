@@ -16,15 +16,14 @@ from udfs.behaviour import (
     BehaviourConfig,
     Log,
     Rebuys,
-    behaviour_vectors,
     co_occurrence,
     make_log,
-    product_fields,
     rebuys,
     related_products,
+    related_row,
     split_sessions,
 )
-from udfs.schemas import Product, decode_product, encode_product, encode_vector
+from udfs.product_record import decode_related, encode
 
 PLAIN = BehaviourConfig(
     window=3,
@@ -156,7 +155,6 @@ def test_weights_are_in_the_same_unit_whatever_the_size_of_the_log() -> None:
 def test_empty_log_relates_nothing() -> None:
     related = related_products(log_of([]), BehaviourConfig())
     assert related.of(0)[0].tolist() == []
-    assert not behaviour_vectors(log_of([]), BehaviourConfig(), 3).any()
 
 
 @given(rows)
@@ -207,61 +205,19 @@ def test_what_nobody_buys_again_never_comes_back() -> None:
     assert np.isinf(found.days).all()
 
 
-def test_learned_fields_are_those_of_a_product() -> None:
+def test_learned_row_is_one_of_the_topic() -> None:
     names = [f"p{n}" for n in range(6)]
     learned = related_products(log_of(session(0, 1, 2, 0)), BehaviourConfig())
     again = Rebuys(np.full(6, 0.123456, np.float32), np.array([2, np.inf] * 3, np.float32))
     for item in range(6):
-        fields = product_fields(item, names, learned, again)
-        made = Product(names[item], "s", encode_vector(np.ones(2, np.float32)), **fields)
-        product, _ = decode_product(names[item], encode_product(made))
+        row = decode_related(names[item], encode(related_row(item, names, learned, again)))
         expected = {names[other]: weight for other, weight in zip(*learned.of(item), strict=True)}
-        expected[names[item]] = learned.repeats[item]
-        assert (product.related or {}) == pytest.approx(expected, rel=1e-3)
-        assert product.rebuy_days == (None if item % 2 else 2.0)
-        assert product.rebuy_share == (0.0 if item % 2 else 0.1235)
-    assert product_fields(5, names, learned, None).keys() == {"related"}
-
-
-def test_vectors_put_what_goes_together_together() -> None:
-    rng = np.random.default_rng(0)
-    made = [
-        row
-        for number in range(200)
-        for row in session(*(3 * (number % 2) + rng.permutation(3)), number=number)
-    ]
-    vectors = behaviour_vectors(log_of(made), BehaviourConfig(), 4)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    near = vectors @ vectors.T
-    assert near[:3, :3].min() > near[:3, 3:].max() + 0.3
-    again = behaviour_vectors(log_of(made), BehaviourConfig(), 4)
-    np.testing.assert_array_equal(vectors, again)
-
-
-def test_vectors_are_the_eigenvectors_of_the_normalised_matrix() -> None:
-    rng = np.random.default_rng(1)
-    made = [
-        row
-        for number in range(300)
-        for row in session(*(10 * (number % 4) + rng.integers(0, 10, 8)), number=number)
-    ]
-    log, config = log_of(made, products=40), BehaviourConfig()
-    counts = naive_co_occurrence(made, config, products=40)
-    counts = counts + counts.T
-    scale = 1 / np.sqrt(np.maximum(counts.sum(axis=1), 1e-12))
-    values, directions = np.linalg.eigh(scale[:, None] * counts * scale[None, :])
-    order = np.argsort(-values)[:4]
-    expected = directions[:, order] * np.sqrt(values[order])
-    expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
-    found = behaviour_vectors(log, config, 4)
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
-
-
-def test_vectors_longer_than_the_catalogue_are_padded() -> None:
-    vectors = behaviour_vectors(log_of(session(0, 1)), BehaviourConfig(), 9)
-    assert vectors.shape == (6, 9)
-    assert vectors[0].any()
-    assert not vectors[3].any()
+        if learned.repeats[item] > 0:
+            expected[names[item]] = learned.repeats[item]
+        assert row.related == pytest.approx(expected, rel=1e-3)
+        assert row.rebuy_days == (None if item % 2 else 2.0)
+        assert row.rebuy_share == (0.0 if item % 2 else 0.1235)
+    assert related_row(5, names, learned, None).rebuy_days is None
 
 
 @pytest.mark.parametrize(

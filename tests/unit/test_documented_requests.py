@@ -32,7 +32,7 @@ _BLOCK = re.compile(
 )
 _CURL = re.compile(r"^curl ", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
-_ROUTE = re.compile(r"^(GET|PUT|POST|DELETE) (/[^\s…]*)$")
+_ROUTE = re.compile(r"^(GET|PUT|PATCH|POST|DELETE) (/[^\s…]*)$")
 _POST = re.compile(r"^post '([^']*)'$", re.MULTILINE)
 _VALUED = {"-X", "--request", "-H", "--header", "-d", "--data", "--data-binary", "--json"}
 _IGNORED_VALUED = {"-o", "--output", "-m", "--max-time", "-w", "--write-out", "-c", "-b", "-u"}

@@ -151,6 +151,7 @@ def test_a_given_vector_is_kept_and_texts_join_only_their_own_space() -> None:
     assert names(stock) == ["p0", "p1"]
     assert space_of(stock.products[0]) == "text64-v1"
     assert record_vectors(stock.products[0])["text64-v1"] == pytest.approx(ones / 8)
+    assert [product.is_text for product in stock.products] == [False, True]
     products["p0"] = FileProduct("p0", space="other", embedding=[3.0, 4.0])
     stock = learned(products, "p0", "p1")
     assert (names(stock), space_of(stock.products[0])) == (["p0"], "other")

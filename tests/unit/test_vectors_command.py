@@ -1,8 +1,7 @@
-"""The vectors command: files, options, and publishing that can be cut off at any point."""
+"""The vectors command: files, options, and publishing that can be cut off at any point; spaces."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import gzip
@@ -21,14 +20,14 @@ import numpy as np
 import pytest
 from confluent_kafka import KafkaException
 
-from connectors import catalogue_publisher
-from connectors.catalogue_publisher import CataloguePublisher, PublishError
+from connectors import space_tool, topic_publisher
 from connectors.kafka_client import KafkaClientOptions
+from connectors.topic_publisher import PublishError, TopicPublisher
 from job import vectors
 from tests.unit.builders import NOW_MS
 from udfs.behaviour import BehaviourConfig
-from udfs.query_encoder import SPACE, encode_products
-from udfs.schemas import SPACE_KEY, SpaceNotice, decode_product, decode_space_notice
+from udfs.product_record import decode_related
+from udfs.schemas import SPACE_KEY, SpaceNotice, decode_space_notice
 from udfs.vectors import VectorsConfig
 
 PARTITIONS = 3
@@ -41,22 +40,23 @@ PRODUCTS: list[dict[str, object]] = [
 
 
 class Broker:
-    """A topic; stops the process after ``left`` more records where that is set."""
+    """Topics; stops the process after ``left`` more records where that is set."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[int, str, bytes]] = []
+        # Topic, partition, key, value.
+        self.records: list[tuple[str, int, str, bytes | None]] = []
         self.left: int | None = None
         self.stop: Callable[[], None] = lambda: None
         self.topic_id = "id/1"
+        self.error: str | None = None
 
-    def content(self) -> dict[tuple[int, str], bytes]:
-        """What is there after compaction, without the notices."""
-        return {(p, key): value for p, key, value in self.records if key != SPACE_KEY}
+    def content(self, topic: str = "related") -> dict[tuple[int, str], bytes]:
+        """What is there after compaction."""
+        newest = {(p, key): value for name, p, key, value in self.records if name == topic}
+        return {where: value for where, value in newest.items() if value is not None}
 
     def notices(self) -> list[tuple[int, SpaceNotice]]:
-        return [
-            (p, decode_space_notice(value)) for p, key, value in self.records if key == SPACE_KEY
-        ]
+        return [(p, decode_space_notice(value or b"")) for _, p, _, value in self.records]
 
 
 class FakeProducer:
@@ -66,32 +66,30 @@ class FakeProducer:
         self.broker = broker
         self.limit = limit
         self.queue: list[Any] = []
-        self.error: str | None = None
 
     def produce(
         self,
         topic: str,
-        value: bytes,
+        value: bytes | None,
         key: bytes,
         on_delivery: Callable[[Any, Any], None],
         partition: int = -1,
     ) -> None:
-        assert topic == "catalogue"
         if len(self.queue) >= self.limit:
             raise BufferError
         at = partition if partition >= 0 else len(key) % PARTITIONS
-        self.queue.append((at, key.decode(), value, on_delivery))
+        self.queue.append((topic, at, key.decode(), value, on_delivery))
 
     def poll(self, timeout: float) -> None:
         # Partitions are acknowledged out of order: those last produced first.
         if timeout or len(self.queue) == self.limit:
-            for at, key, value, told in sorted(self.queue, key=lambda one: -one[0]):
+            for *record, told in sorted(self.queue, key=lambda one: -one[1]):
                 if self.broker.left == 0:
                     self.broker.stop()
                 if self.broker.left is not None:
                     self.broker.left -= 1
-                self.broker.records.append((at, key, value))
-                told(self.error, None)
+                self.broker.records.append(tuple(record))
+                told(self.broker.error, None)
             self.queue.clear()
 
     def purge(self) -> None:
@@ -106,7 +104,7 @@ def fake_admin(broker: Broker) -> Any:
     future = SimpleNamespace(result=lambda: found)
     return SimpleNamespace(
         list_topics=lambda **_timeout: None,
-        describe_topics=lambda _topics, **_timeout: {"catalogue": future},
+        describe_topics=lambda _topics, **_timeout: dict.fromkeys(("catalogue", "related"), future),
     )
 
 
@@ -115,18 +113,19 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     """A broker that the command finds in Kafka's place."""
     made = Broker()
 
-    class Publisher(CataloguePublisher):
-        def __init__(self, options: KafkaClientOptions, folder: Path, **more: Any) -> None:
+    class Publisher(TopicPublisher):
+        def __init__(self, options: KafkaClientOptions, topic: str, **more: Any) -> None:
             super().__init__(
                 options,
-                folder,
+                topic,
                 make_producer=lambda _settings: FakeProducer(made),
                 make_admin=lambda _settings: fake_admin(made),
                 **more,
             )
 
-    monkeypatch.setattr(vectors, "CataloguePublisher", Publisher)
-    monkeypatch.setattr(catalogue_publisher, "_SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(vectors, "TopicPublisher", Publisher)
+    monkeypatch.setattr(space_tool, "TopicPublisher", Publisher)
+    monkeypatch.setattr(topic_publisher, "_SAVE_EVERY_S", 0.0)
     return made
 
 
@@ -168,7 +167,7 @@ def shop(folder: Path, count: int = 40) -> list[str]:
     return [
         *("--catalogue", str(write(folder / "catalogue.jsonl", *lines))),
         *("--events", str(write(folder / "events.jsonl.gz", *log))),
-        *("--dimensions", "4", "--work", str(folder / "work")),
+        *("--work", str(folder / "work")),
     ]
 
 
@@ -189,59 +188,31 @@ def products_of(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_every_constant_is_an_option_with_its_default() -> None:
-    names = {f.name for f in dataclasses.fields(VectorsConfig)} - {"source", "behaviour"}
+    names = {f.name for f in dataclasses.fields(VectorsConfig)} - {"behaviour"}
     assert names == {*vectors._VECTOR_OPTIONS, "sequences"}
     assert {f.name for f in dataclasses.fields(BehaviourConfig)} == set(vectors._BEHAVIOUR_OPTIONS)
 
 
-def test_text_alone_gives_the_products_their_texts_vectors(
+def test_a_row_for_each_product_of_which_something_is_known(
     folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    catalogue = write(folder / "c.jsonl", *PRODUCTS)
-    assert run("--catalogue", str(catalogue), "--output", "out.jsonl.gz") == 0
-    made = products_of(folder / "out.jsonl.gz")
-    assert made.keys() == {"mug", "cup", "lämp"}
-    for name, title, category in (("mug", "coffee mug", "KITCHEN"), ("lämp", "desk lamp", "LIGHT")):
-        product, vector = decode_product(
-            name.encode().decode("latin-1"), json.dumps(made[name]).encode()
-        )
-        assert (product.space, product.title, product.category) == (SPACE, title, category)
-        np.testing.assert_allclose(vector, encode_products([title], [category])[0], atol=1e-6)
-    assert (made["mug"]["price"], made["cup"]["in_stock"]) == (4.5, False)
-    told = summary(capsys)
-    assert (told["products"], told["without_vector"], told["space"]) == (3, 1, SPACE)
-
-
-@pytest.mark.parametrize(
-    ("source", "dimensions", "start"),
-    [("text", 64, SPACE), ("behaviour", 5, "behaviour5-"), ("both", 69, f"{SPACE}+behaviour5-")],
-)
-def test_where_vectors_come_from(
-    folder: Path, source: str, dimensions: int, start: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalogue = write(folder / "c.jsonl.gz", *PRODUCTS)
     events = write(folder / "e.jsonl", *purchases(["mug", "bare"], ["bare", "mug"]))
-    arguments = ["--catalogue", str(catalogue), "--events", str(events), "--dimensions", "5"]
-    assert run(*arguments, "--from", source, "--output", "out.jsonl") == 0
-    made = products_of(folder / "out.jsonl")
-    one = next(iter(made.values()))
-    assert len(base64.b64decode(one["embedding"])) == 4 * dimensions
-    assert one["space"].startswith(start)
-    assert "bare" in made["mug"]["related"]
-    assert ("bare" in made) == (source != "text")
-    first = (folder / "out.jsonl").read_bytes()
-    assert run(*arguments, "--from", source, "--output", "out.jsonl") == 0
-    assert (folder / "out.jsonl").read_bytes() == first
-
-
-def test_without_texts_behaviour_is_what_there_is(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    catalogue = write(folder / "c.jsonl", {"product_id": "a"}, {"product_id": "b"})
-    events = write(folder / "e.jsonl", *purchases(["a", "b"]))
-    assert run("--catalogue", str(catalogue), "--events", str(events), "--dry-run") == 0
-    assert summary(capsys)["space"].startswith("behaviour64-")
-    assert sorted(path.name for path in folder.iterdir()) == ["c.jsonl", "e.jsonl"]
+    arguments = ["--catalogue", str(catalogue), "--events", str(events)]
+    assert run(*arguments, "--output", "out.jsonl.gz") == 0
+    first = (folder / "out.jsonl.gz").read_bytes()
+    made = {
+        name: decode_related(name.encode().decode("latin-1"), json.dumps(row).encode())
+        for name, row in products_of(folder / "out.jsonl.gz").items()
+    }
+    # The cup is like the mug by its text; nothing has to do with the lamp.
+    assert made.keys() == {"mug", "bare", "cup"}
+    assert "bare" in made["mug"].related
+    assert made["cup"].related.keys() == {"bare"}
+    told = summary(capsys)
+    assert (told["products"], told["related"]) == (4, 3)
+    assert run(*arguments, "--output", "out.jsonl.gz") == 0
+    assert (folder / "out.jsonl.gz").read_bytes() == first
 
 
 def test_what_of_the_files_is_left_out_is_counted(
@@ -251,7 +222,7 @@ def test_what_of_the_files_is_left_out_is_counted(
         folder / "c.jsonl",
         PRODUCTS[0],
         "",
-        {**PRODUCTS[0], "title": "new mug", "embedding": [1.0], "space": "old"},
+        {**PRODUCTS[0], "title": "new mug", "embedding": [1.0], "space": "own"},
         "{",
         {"product_id": ""},
         {"product_id": SPACE_KEY},
@@ -271,11 +242,10 @@ def test_what_of_the_files_is_left_out_is_counted(
     counts = json.loads(told.out.splitlines()[-1])
     assert counts["bad_lines"] == 5
     assert counts["repeated_products"] == 1
-    assert counts["own_vectors"] == 1
     assert (counts["events"], counts["unknown_events"], counts["other_events"]) == (2, 1, 2)
     assert "c.jsonl, line 4" in told.err
     assert "e.jsonl, line 6" in told.err
-    assert products_of(folder / "out.jsonl")["mug"]["title"] == "new mug"
+    assert {"mug", "cup"} <= products_of(folder / "out.jsonl").keys()
 
 
 def test_of_an_erased_user_nothing_is_learned(
@@ -295,15 +265,12 @@ def test_of_an_erased_user_nothing_is_learned(
 @pytest.mark.parametrize(
     ("lines", "arguments", "message"),
     [
-        (["{"], [], "line 1"),
-        ([{"product_id": "a", "price": -1}], [], r"line 1: .*price"),
-        ([], [], "no product"),
-        ([{"product_id": "a"}], [], "no product has a text"),
-        ([PRODUCTS[0]], ["--from", "both"], "need an event log"),
+        (["{"], ["--publish-catalogue"], "line 1"),
+        ([{"product_id": "a", "price": -1}], ["--publish-catalogue"], r"line 1: .*price"),
+        ([], ["--publish-catalogue"], "no product"),
+        ([PRODUCTS[0]], [], "name an event log"),
         ([PRODUCTS[0]], ["--events", "absent.jsonl"], "absent.jsonl cannot be read"),
-        ([PRODUCTS[0]], ["--dimensions", "0"], "dimensions"),
-        ([PRODUCTS[0]], ["--space", "mine"], "says what a search means"),
-        ([PRODUCTS[0]], ["--space", "x" * 200], "at most 128"),
+        ([PRODUCTS[0]], ["--text-neighbours", "0"], "text_neighbours"),
     ],
 )
 def test_what_cannot_be_used_is_said(
@@ -322,32 +289,63 @@ def test_what_cannot_be_used_is_said(
 def test_a_cut_off_gzip_file_is_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     catalogue = write(folder / "c.jsonl.gz", *PRODUCTS)
     catalogue.write_bytes(catalogue.read_bytes()[:-9])
-    assert run("--catalogue", str(catalogue), "--bad-lines", "skip", "--dry-run") == 2
+    arguments = ["--catalogue", str(catalogue), "--bad-lines", "skip"]
+    assert run(*arguments, "--publish-catalogue", "--dry-run") == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_all_is_published_between_its_notices(folder: Path, broker: Broker) -> None:
+def test_all_rows_are_published_and_what_is_not_known_any_more_goes(
+    folder: Path, broker: Broker
+) -> None:
     arguments = shop(folder)
+    partition = len("p39xxxx") % PARTITIONS
+    broker.records = [("related", partition, "p39xxxx", b"{}"), ("related", 1, "other", b"{}")]
+    lines = [{"product_id": f"p{n}{'x' * (n % 5)}"} for n in range(40)]
+    write(folder / "catalogue.jsonl", *lines)
+    clicks = purchases([str(line["product_id"]) for line in lines[:35]], type="click")
+    write(folder / "events.jsonl.gz", *clicks)
     assert run(*arguments) == 0
     assert run(*arguments, "--output", "out.jsonl") == 0
     expected = products_of(folder / "out.jsonl")
-    assert {key: json.loads(value) for (_, key), value in broker.content().items()} == expected
-    notices = broker.notices()
-    every = list(range(PARTITIONS))
-    assert sorted(p for p, notice in notices if not notice.complete) == every
-    assert sorted(p for p, notice in notices if notice.complete) == every
-    assert len({(notice.space, notice.started_ms) for _, notice in notices}) == 1
-    assert notices[0][1].partitions == PARTITIONS
-    keys = [key for _, key, _ in broker.records]
-    assert keys[:PARTITIONS] == keys[-PARTITIONS:] == [SPACE_KEY] * PARTITIONS
+    # Without titles nothing is known of what the log does not have.
+    assert len(expected) == 35
+    content = broker.content()
+    assert content.pop((1, "other")) == b"{}"
+    assert {key: json.loads(value) for (_, key), value in content.items()} == expected
+    assert broker.content("catalogue") == {}
     assert list((folder / "work").iterdir()) == []
+
+
+def test_the_catalogue_is_published_where_that_is_asked_for(folder: Path, broker: Broker) -> None:
+    own = {"product_id": "own", "embedding": [1.0, 0.0], "space": "s"}
+    nameless = {"product_id": "nameless", "embedding": [1.0, 0.0]}
+    catalogue = write(folder / "c.jsonl", *PRODUCTS, own, nameless, {**own, "in_stock": False})
+    arguments = ["--catalogue", str(catalogue), "--publish-catalogue"]
+    assert run(*arguments) == 0
+    assert {name for name, *_ in broker.records} == {"catalogue"}
+    found = {key: json.loads(value) for (_, key), value in broker.content("catalogue").items()}
+    shown = {
+        key: {name: value for name, value in one.items() if value is not None}
+        for key, one in found.items()
+    }
+    assert shown.keys() == {*(str(one["product_id"]) for one in PRODUCTS), "own", "nameless"}
+    assert (shown["mug"]["title"], shown["mug"]["price"]) == ("coffee mug", 4.5)
+    assert shown["cup"]["in_stock"] is False
+    assert shown["own"].items() >= {"embedding": [1.0, 0.0], "space": "s"}.items()
+    assert shown["own"]["in_stock"] is False
+    assert "embedding" not in shown["nameless"]
+    events = write(folder / "e.jsonl", *purchases(["mug", "bare"]))
+    assert run(*arguments, "--events", str(events)) == 0
+    topics = [name for name, *_ in broker.records]
+    assert topics == sorted(topics)
+    assert "related" in topics
 
 
 class Killed(BaseException):
     """The process ends here, with its files as they are."""
 
 
-@pytest.mark.parametrize("after", [0, 2, 3, 5, 11, 20, 29, 38, 43, 45])
+@pytest.mark.parametrize("after", [0, 2, 5, 11, 20, 29, 38])
 @pytest.mark.parametrize("kind", [Killed, KeyboardInterrupt, KafkaException])
 def test_a_second_start_goes_on_behind_what_was_acknowledged(
     folder: Path, broker: Broker, after: int, kind: type[BaseException]
@@ -365,80 +363,88 @@ def test_a_second_start_goes_on_behind_what_was_acknowledged(
     if kind is Killed:  # what Python cleaned up, a killed process does not
         shutil.rmtree(work)
         as_it_was.rename(work)
-    first = [key for _, key, _ in broker.records if key != SPACE_KEY]
-    assert not any(notice.complete for _, notice in broker.notices()) or after > 40
+    first = len(broker.records)
     broker.left = None
     assert run(*arguments) == 0
     assert run(*arguments, "--output", "out.jsonl") == 0
     expected = products_of(folder / "out.jsonl")
     assert {key: json.loads(value) for (_, key), value in broker.content().items()} == expected
     # No product is missing, none but those under way at the stop came twice.
-    both = [key for _, key, _ in broker.records if key != SPACE_KEY]
-    assert len(both) - len(expected) <= 14
-    assert len(both) - len(first) < len(expected) or after < 12
-    last = max(notice.started_ms for _, notice in broker.notices())
-    done = {p for p, n in broker.notices() if n.complete and n.started_ms == last}
-    assert done == set(range(PARTITIONS))
+    assert len(broker.records) - 40 <= 14
+    assert len(broker.records) - first < 40 or after < 12
 
 
 def test_what_was_computed_is_not_computed_again(
     folder: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = shop(folder)
-    assert run(*arguments, "--hold") == 0
-    assert not any(notice.complete for _, notice in broker.notices())
-    before = len(broker.records)
+    broker.stop, broker.left = (lambda: (_ for _ in ()).throw(KeyboardInterrupt)), 20
+    assert run(*arguments) == 130
 
     def never(*_: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(vectors, "compute", never)
+    broker.left = None
     assert run(*arguments) == 0
-    # Nothing but the notices was still to be sent.
-    assert [key for _, key, _ in broker.records[before:]] == [SPACE_KEY] * PARTITIONS
+    assert len(broker.content()) == 40
 
 
-def test_another_topic_or_another_content_begins_anew(folder: Path, broker: Broker) -> None:
-    arguments = shop(folder)
-    assert run(*arguments, "--hold") == 0
-    count = len(broker.content())
-    broker.topic_id, broker.records = "id/2", []
-    assert run(*arguments, "--hold") == 0
-    assert len(broker.content()) == count
-    broker.records = []
-    assert run(*arguments, "--seed", "7", "--hold") == 0
-    assert len(broker.content()) == count
-    broker.records = []
-    assert run(*arguments) == 0
-    assert len(broker.content()) == count
+def test_another_topic_or_another_content_begins_anew(folder: Path) -> None:
+    broker, records = Broker(), [(f"p{n}", b"{}") for n in range(20)]
+    publisher = TopicPublisher(
+        KafkaClientOptions(),
+        "related",
+        make_producer=lambda _settings: FakeProducer(broker),
+        make_admin=lambda _settings: fake_admin(broker),
+    )
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def cut_off(content: str) -> None:
+        broker.records, broker.stop, broker.left = [], stop, 14
+        with pytest.raises(KeyboardInterrupt):
+            publisher.publish(content, records, folder)
+        broker.records, broker.left = [], None
+
+    cut_off("c")
+    publisher.publish("c", records, folder)
+    assert len(broker.records) == 6
+    cut_off("c")
+    publisher.publish("d", records, folder)
+    assert len(broker.records) == 20
+    cut_off("c")
+    broker.topic_id = "id/2"
+    publisher._admin = fake_admin(broker)
+    publisher.publish("c", records, folder)
+    assert len(broker.records) == 20
 
 
 def test_a_refused_record_is_not_passed_over(
     folder: Path, broker: Broker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    producer = FakeProducer(broker)
-    producer.error = "Broker: Message size too large"
-    publisher = CataloguePublisher(
+    broker.error = "Broker: Message size too large"
+    publisher = TopicPublisher(
         KafkaClientOptions(),
-        folder,
-        make_producer=lambda _settings: producer,
+        "related",
+        make_producer=lambda _settings: FakeProducer(broker),
         make_admin=lambda _settings: fake_admin(broker),
     )
     with pytest.raises(PublishError, match="too large"):
-        publisher.publish("c", "s", [("a", b"{}")])
-    assert not any(notice.complete for _, notice in broker.notices())
+        publisher.publish("c", [("a", b"{}")], folder)
     (file,) = folder.glob("progress-*.json")
     assert json.loads(file.read_text())["acknowledged"] == 0
     file.write_text("{")
     with pytest.raises(PublishError, match="remove it"):
-        publisher.publish("c", "s", [("a", b"{}")])
+        publisher.publish("c", [("a", b"{}")], folder)
 
 
-def test_records_are_acknowledged_by_all_and_keep_their_partition(folder: Path) -> None:
+def test_records_are_acknowledged_by_all_and_keep_their_partition() -> None:
     made: list[dict[str, Any]] = []
-    CataloguePublisher(
+    TopicPublisher(
         KafkaClientOptions(properties={"sasl.password": "secret", "enable.idempotence": "false"}),
-        folder,
+        "related",
         make_producer=lambda settings: made.append(settings),
         make_admin=lambda settings: made.append(settings),
     )
@@ -452,3 +458,25 @@ def test_the_command_starts_without_flink(folder: Path) -> None:
     root = Path(__file__).parents[2]
     code = "import sys, job.vectors; sys.exit('pyflink' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, env={**os.environ})
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_space_is_announced_in_every_partition(broker: Broker, force: bool) -> None:
+    assert space_tool.main(["announce", "mine-v2", *(["--force"] if force else [])], {}) == 0
+    assert {(topic, key) for topic, _, key, _ in broker.records} == {("catalogue", SPACE_KEY)}
+    notices = dict(broker.notices())
+    assert notices.keys() == set(range(PARTITIONS))
+    (notice,) = set(notices.values())
+    assert (notice.space, notice.partitions) == ("mine-v2", PARTITIONS)
+    assert (notice.complete, notice.force) == (True, force)
+
+
+def test_a_space_that_cannot_be_announced_is_said(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.error = "Broker: Not enough replicas"
+    assert space_tool.main(["announce", "mine"], {}) == 1
+    assert "Not enough replicas" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        space_tool.main(["announce", "x" * 129], {})
+    assert space_tool.main(["announce", "mine"], {"RECOMMENDER_KAFKA_BOOTSTRAP": ""}) == 1

@@ -172,10 +172,7 @@ async function setStock(product, button) {
   button.setAttribute("aria-checked", String(wanted));
   try {
     const path = `/v1/products/${id(product.product_id)}`;
-    // A product is written whole: what the service has now, which the row may not show yet.
-    const { title, category, price } = await get(path);
-    // Without a vector: the one that the product has stays.
-    await request("PUT", path, { body: { title, category, price, in_stock: wanted } });
+    await request("PATCH", path, { body: { in_stock: wanted } });
   } catch (error) {
     button.setAttribute("aria-checked", String(product.in_stock));
     toast(`It was not changed: ${error.message}`);

@@ -1,9 +1,7 @@
-"""Publishes a whole catalogue to its topic, acknowledged and in one space, and can be cut off.
+"""Publishes many records to a compacted topic, acknowledged, and can be cut off.
 
-Before the products each partition gets the notice that their space is on its way, behind them the
-one that it is complete (:class:`udfs.schemas.SpaceNotice`): the job searches the old space until
-then. How far a publication came is kept in a file, one for each topic; a second start goes on
-behind what Kafka has acknowledged.
+How far a publication came is kept in a file, one for each topic; a second start goes on behind what
+Kafka has acknowledged.
 """
 
 from __future__ import annotations
@@ -34,20 +32,16 @@ class Progress(msgspec.Struct):
 
     content: str
     """Names all records and their order."""
-    started_ms: int
-    """Of the notices, epoch milliseconds."""
     acknowledged: int = 0
     """The first so many records are in Kafka."""
-    announced: bool = False
-    """The notices before the products are."""
 
 
-class CataloguePublisher:
+class TopicPublisher:
     """Publishes to one topic.
 
     Args:
-        options: Where Kafka is, and the topic.
-        folder: Where the progress is kept; made where it is not there.
+        options: Where Kafka is.
+        topic: The topic.
         timeout_s: How long a record may take to be acknowledged, seconds.
         make_producer: Makes the producer from its settings; for tests.
         make_admin: Makes the admin client from its settings; for tests.
@@ -56,18 +50,17 @@ class CataloguePublisher:
     def __init__(
         self,
         options: KafkaClientOptions,
-        folder: Path,
+        topic: str,
         *,
         timeout_s: float = 120.0,
         make_producer: Any = Producer,
         make_admin: Any = AdminClient,
     ) -> None:
-        self._topic = options.catalogue_topic
-        self._folder = folder
+        self._topic = topic
         self._timeout_s = timeout_s
         settings = {
             "bootstrap.servers": options.bootstrap,
-            "client.id": "recommender-vectors",
+            "client.id": "recommender-publisher",
             "log_level": 2,
             **options.properties,
         }
@@ -87,53 +80,64 @@ class CataloguePublisher:
     def publish(
         self,
         content: str,
-        space: str,
-        records: Iterable[tuple[str, bytes]],
-        *,
-        complete: bool = True,
+        records: Iterable[tuple[str, bytes | None]],
+        folder: Path,
         told: Callable[[int], None] = lambda _done: None,
-    ) -> int:
-        """Publish products, and switch the job to their space.
+    ) -> None:
+        """Publish records, each in the partition of its key.
 
         Args:
             content: Names all records and their order.
-            space: The space of all products.
-            records: Product ids and values.
-            complete: Say at the end that the space is complete; without it the job goes on with
-                the old one, until a call with it.
+            records: Keys and values; None deletes.
+            folder: Where the progress is kept; made where it is not there.
             told: Told how many of the records are acknowledged.
-
-        Returns:
-            How many records were acknowledged by an earlier call.
 
         Raises:
             PublishError: Not everything is acknowledged.
         """
-        topic_id, partitions = self._describe()
-        file = self._folder / f"progress-{topic_id}.json"
-        progress = self._known(file, content)
+        topic_id, _ = self._describe()
+        file = folder / f"progress-{topic_id}.json"
+        progress = _known(file, content)
         _save(file, progress)
-        before = progress.acknowledged
         delivery = _Delivery(progress.acknowledged)
         try:
-            if not progress.announced:
-                self._notify(space, progress, partitions, complete=False)
-                progress.announced = True
-                _save(file, progress)
             self._send(records, delivery, progress, file, told)
-            if complete:
-                self._notify(space, progress, partitions, complete=True)
-                file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         except (KafkaException, BufferError) as error:
             raise PublishError(str(error)) from error
         finally:
-            # Nothing of a publication that was cut off shall arrive later, behind another one.
-            self._producer.purge()
-            self._producer.flush(1.0)
+            self._stop()
             progress.acknowledged = delivery.done
             if file.exists():
                 _save(file, progress)
-        return before
+
+    def announce(self, space: str, *, force: bool = False) -> int:
+        """Say in every partition of the catalogue topic that a space is published whole.
+
+        Args:
+            space: Name of the space.
+            force: Whether the job switches to it however few products it has.
+
+        Returns:
+            The number of partitions.
+
+        Raises:
+            PublishError: Not every partition has it.
+        """
+        _, partitions = self._describe()
+        now_ms = time.time_ns() // 1_000_000
+        notice = SpaceNotice(space, now_ms, partitions, complete=True, force=force)
+        value = encode_space_notice(notice)
+        delivery = _Delivery(0)
+        try:
+            for partition in range(partitions):
+                self._produce(SPACE_KEY, value, delivery, partition, partition=partition)
+            self._wait(delivery, partitions)
+        except KafkaException as error:
+            raise PublishError(str(error)) from error
+        finally:
+            self._stop()
+        return partitions
 
     def _describe(self) -> tuple[str, int]:
         """Id of the topic and number of its partitions."""
@@ -151,29 +155,14 @@ class CataloguePublisher:
         # Its text may hold a slash.
         return str(found.topic_id).replace("/", "_"), len(found.partitions)
 
-    def _known(self, file: Path, content: str) -> Progress:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            try:
-                progress = msgspec.json.decode(file.read_bytes(), type=Progress)
-            except msgspec.MsgspecError as error:
-                msg = f"{file}: {error}; remove it to publish from the beginning"
-                raise PublishError(msg) from error
-            if progress.content == content:
-                return progress
-        # Another content was on its way: what of it is there is replaced or stands beside.
-        return Progress(content, time.time_ns() // 1_000_000)
-
-    def _notify(self, space: str, progress: Progress, partitions: int, *, complete: bool) -> None:
-        value = encode_space_notice(SpaceNotice(space, progress.started_ms, partitions, complete))
-        delivery = _Delivery(0)
-        for partition in range(partitions):
-            self._produce(SPACE_KEY, value, delivery, partition, partition=partition)
-        self._wait(delivery, partitions)
+    def _stop(self) -> None:
+        # Nothing of a publication that was cut off shall arrive later, behind another one.
+        self._producer.purge()
+        self._producer.flush(1.0)
 
     def _send(
         self,
-        records: Iterable[tuple[str, bytes]],
+        records: Iterable[tuple[str, bytes | None]],
         delivery: _Delivery,
         progress: Progress,
         file: Path,
@@ -181,10 +170,10 @@ class CataloguePublisher:
     ) -> None:
         saved = time.monotonic()
         number = -1
-        for number, (product_id, value) in enumerate(records):
+        for number, (key, value) in enumerate(records):
             if number < progress.acknowledged:
                 continue
-            self._produce(product_id, value, delivery, number)
+            self._produce(key, value, delivery, number)
             delivery.check()
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 saved = time.monotonic()
@@ -194,7 +183,7 @@ class CataloguePublisher:
         told(delivery.done)
 
     def _produce(
-        self, key: str, value: bytes, delivery: _Delivery, number: int, **where: int
+        self, key: str, value: bytes | None, delivery: _Delivery, number: int, **where: int
     ) -> None:
         def delivered(error: Any, _message: Any) -> None:
             delivery.add(number, error)
@@ -242,6 +231,20 @@ class _Delivery:
         if self._error:
             msg = f"{_NOT_ACKNOWLEDGED} a record: {self._error}"
             raise PublishError(msg)
+
+
+def _known(file: Path, content: str) -> Progress:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        try:
+            progress = msgspec.json.decode(file.read_bytes(), type=Progress)
+        except msgspec.MsgspecError as error:
+            msg = f"{file}: {error}; remove it to publish from the beginning"
+            raise PublishError(msg) from error
+        if progress.content == content:
+            return progress
+    # Another content was on its way: what of it is there is replaced.
+    return Progress(content)
 
 
 def _save(file: Path, progress: Progress) -> None:
