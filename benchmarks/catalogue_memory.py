@@ -23,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import psutil
@@ -125,16 +126,16 @@ def measure_changes(catalogue: Catalogue, workload: Workload) -> dict[str, float
     gone = [structs.replace(one, in_stock=False) for one in chosen]
     rows = list(islice(related_rows(workload), CHANGES))
     found = {}
-    for name, change, changed in (
+    steps: tuple[tuple[str, Callable[[Any], None], list[Any]], ...] = (
         ("a price", catalogue.put, chosen),
         ("out of stock", catalogue.put, gone),
         ("in stock", catalogue.put, chosen),
         ("removed", catalogue.remove, [one.product_id for one in chosen]),
         ("new", catalogue.put, chosen),
         ("learned", catalogue.put_related, rows),
-    ):
-        spent = seconds(lambda change=change, changed=changed: consume(map(change, changed)))
-        found[name] = spent / len(changed) * 1e6
+    )
+    for name, change, changed in steps:
+        found[name] = seconds(partial(consume, map(change, changed))) / len(changed) * 1e6
     return found
 
 
@@ -165,6 +166,7 @@ def measure(workload: Workload) -> dict[str, dict[str, float]]:
         spent["of it: lexical index"] = seconds(lambda: fill_lexical(workload)) - made
     memory = {"in all": resident_mb() - before}
     changes = measure_changes(catalogue, workload)
+    spent["numbering anew"] = seconds(catalogue._renumber)
     spent["of it: index"] = seconds(
         lambda: index_of(catalogue.slots, *catalogue._vectors[SPACE].rows())
     )

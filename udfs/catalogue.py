@@ -127,10 +127,7 @@ class Catalogue:
         """Vector (d,) of a product in the active space; None where there is none yet."""
         if self._active is None:
             return None
-        slots = np.array([self.slots.get(product_id)], dtype=np.int32)
-        table = self._vectors[self._active]
-        found: FloatMatrix | None = table.vectors(slots)[0] if table.holds(slots)[0] else None
-        return found
+        return self._vectors[self._active].vector(self.slots.get(product_id))
 
     def query_vector(self, query: str) -> FloatMatrix | None:
         """Unit vector (d,) of a search; None where it has none in the active space."""

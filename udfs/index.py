@@ -281,6 +281,11 @@ class VectorTable:
         held: NDArray[np.bool_] = self._rows_of(slots) >= 0
         return held
 
+    def vector(self, slot: int) -> FloatMatrix | None:
+        """Vector (d,) of a product by its slot; None where there is none."""
+        row = int(self._row_of_slot[slot]) if 0 <= slot < len(self._row_of_slot) else -1
+        return self._vectors[row].astype(np.float32) if row >= 0 else None
+
     def vectors(self, slots: NDArray[np.integer[Any]]) -> FloatMatrix:
         """Vectors of products by slot: shape (*slots.shape, d); zeros where there is none."""
         if not self._size:

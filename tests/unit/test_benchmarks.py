@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import vectors
+from benchmarks import catalogue_memory, vectors
 from benchmarks.pipeline import ratio
 from benchmarks.runner import BenchmarkError, Run, Saved, Spent
 from benchmarks.scale import RATES, capacity
@@ -139,6 +139,13 @@ def test_churn_deletes_only_what_comes_back() -> None:
     products = [msgspec.json.decode(value, type=Product) for value in newest.values() if value]
     assert len(products) == len(newest)
     assert all(one.in_stock for one in products)
+
+
+def test_the_catalogue_is_measured_by_its_parts() -> None:
+    found = catalogue_memory.measure(Workload(products=300, related=5))
+    assert found["mb"].keys() >= {"in all", "index", "float16 vectors", "lexical index"}
+    assert found["us_a_change"].keys() >= {"a price", "removed", "new", "learned"}
+    assert found["cpu_s"]["decode and load"] > 0
 
 
 def test_vectors_are_judged_by_the_place_of_what_came_next() -> None:
