@@ -312,16 +312,18 @@ class Catalogue:
             for slot, one in zip(slots.tolist(), records, strict=True)
             if one.in_stock
         )
-        for slot in slots[(before == _IN_STOCK) & (self._stock[slots] != _IN_STOCK)].tolist():
-            self._lexical.remove(slot)
+        for slot, one, stock in zip(slots.tolist(), records, before.tolist(), strict=True):
+            if stock == _IN_STOCK and not one.in_stock:
+                self._lexical.remove(slot)
         for space, table in self._vectors.items():
             held = {at: read[space] for at, (_, read) in enumerate(taken.values()) if space in read}
-            gone = table.holds(slots)
-            gone[list(held)] = False
-            for slot in slots[gone].tolist():
-                table.drop(slot)
+            if len(held) < len(slots):
+                gone = table.holds(slots)
+                gone[list(held)] = False
+                for slot in slots[gone].tolist():
+                    table.drop(slot)
             if held:
-                table.extend(slots[list(held)], np.stack(list(held.values())))
+                table.extend(slots[list(held)], np.array(list(held.values())))
         return slots
 
     def _settle(self) -> None:

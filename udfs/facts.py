@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ class ProductFacts:
         self._rebuy_shares: NDArray[np.float16] = np.zeros(0, dtype=np.float16)
         self._categories: Slots = np.zeros(0, dtype=np.int32)
         self._first_seen_s: NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
-        self._numbering = Numbering()
+        self._numbering = _numbering(())
         # Second of the first sight and slot in one integer a product, ascending once it is sorted.
         self._sights = array("Q")
         self._is_sorted = True
@@ -61,7 +61,7 @@ class ProductFacts:
     @property
     def category_count(self) -> int:
         """Number of categories so far, those included that no product has any more."""
-        return len(self._numbering)
+        return len(self._numbering.names)
 
     def put(self, slots: Slots, categories: Sequence[str], first_seen_ms: Sequence[int]) -> None:
         """Store what products say of themselves, in place of what they said before.
@@ -71,17 +71,16 @@ class ProductFacts:
             categories: Their categories; empty where there is none.
             first_seen_ms: When each was first seen, epoch milliseconds.
         """
-        last = int(slots.max(initial=-1)) + 1
-        lengthen(self._categories, last, NOWHERE)
-        lengthen(self._first_seen_s, last)
-        numbers = self._numbering.of(categories)
-        none = self._numbering.get("", NOWHERE)
-        self._categories[slots] = np.where(numbers == none, NOWHERE, numbers)
-        seen = np.clip(np.array(first_seen_ms, dtype=np.int64) // 1000, 1, _LATEST_S)
+        lengthen(self._categories, len(self._slots), NOWHERE)
+        lengthen(self._first_seen_s, len(self._slots))
+        self._categories[slots] = self._numbering.of(categories)
+        seconds = [min(max(ms // 1000, 1), _LATEST_S) for ms in first_seen_ms]
+        seen = np.array(seconds, dtype=np.uint32)
         changed = np.flatnonzero(self._first_seen_s[slots] != seen)
-        self._forget_sights(slots[changed])
-        self._first_seen_s[slots] = seen
-        self._add_sights(_sights(seen[changed], slots[changed]))
+        if len(changed):
+            self._forget_sights(slots[changed])
+            self._first_seen_s[slots] = seen
+            self._add_sights(_sights(seen[changed], slots[changed]))
 
     def remove(self, slot: int) -> None:
         """Forget what a product said of itself; what was learned of it stays."""
@@ -243,7 +242,8 @@ class ProductFacts:
         used, numbers = np.unique(self._categories[rows], return_inverse=True)
         first = int(len(used) > 0 and used[0] == NOWHERE)
         self._categories = (numbers - first).astype(np.int32)
-        self._numbering = Numbering(self._numbering.names[at] for at in used[first:].tolist())
+        names = self._numbering.names
+        self._numbering = _numbering(names[at] for at in used[first:].tolist())
 
     def _forget_sights(self, slots: Slots) -> None:
         gone = slots[self._first_seen_s[slots] != _ABSENT]
@@ -278,6 +278,13 @@ class ProductFacts:
         lengthen(self._repeats, slots)
         lengthen(self._rebuy_days, slots, np.inf)
         lengthen(self._rebuy_shares, slots)
+
+
+def _numbering(categories: Iterable[str]) -> Numbering:
+    """Number categories, and none where there is none."""
+    numbering = Numbering(categories)
+    numbering[""] = NOWHERE
+    return numbering
 
 
 def _sights(seconds: NDArray[Any], slots: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:

@@ -303,9 +303,10 @@ def gathered(
     """Values by slot, in the shape of ``slots``; ``missing`` for slots beyond the array, and -1."""
     if not len(values):
         return np.full(slots.shape, missing, dtype=values.dtype)
-    known = (slots >= 0) & (slots < len(values))
-    found: NDArray[_Value] = values[np.where(known, slots, 0)]
-    found[~known] = missing
+    found: NDArray[_Value] = values.take(slots, axis=0, mode="clip")
+    unknown = (slots < 0) | (slots >= len(values))
+    if unknown.any():
+        found[unknown] = missing
     return found
 
 

@@ -54,10 +54,12 @@ _MAX_SPLITS: Final = 16
 _ROUNDS: Final = 8
 _NEIGHBOURS: Final = 8
 # How full many products at once make a list, as a share of LIST_ROWS.
-_FILL: Final = 0.7
+_FILL: Final = 0.8
 # Up to so many lists are one clustering; more are clusters of clusters.
-_MOST_CLUSTERS: Final = 64
-_SAMPLE_OF_CLUSTER: Final = 64
+_MOST_CLUSTERS: Final = 512
+# Small clusters that a vector is compared with, for each of its own large one.
+_AROUND: Final = 8
+_SAMPLE_OF_CLUSTER: Final = 128
 _ROWS_AT_ONCE: Final = 16_384
 _FIRST_LISTS: Final = 4
 _QUERIES_AT_ONCE: Final = 1024
@@ -444,20 +446,10 @@ class InvertedIndex:
                 column.resize((rows, *column.shape[1:]), refcheck=False)
 
     def _fill(self, slots: Slots, vectors: NDArray[np.floating[Any]]) -> None:
-        """Make lists of many products (n,), n above one list's, in an empty index.
-
-        Clusters of clusters: to compare each product with every list's centroid would take twenty
-        times as long.
-        """
-        rng = np.random.default_rng(_SEED)
-        wanted = len(slots) / (_FILL * LIST_ROWS)
-        parts = [np.arange(len(slots))]
-        if wanted > _MOST_CLUSTERS:
-            parts = _clusters(vectors, parts[0], math.isqrt(math.ceil(wanted)), rng)
-        todo: list[Ints] = []
-        for part in parts:
-            count = math.ceil(len(part) / (_FILL * LIST_ROWS))
-            todo += _clusters(vectors, part, count, rng)
+        """Make lists of many products (n,), n above one list's, in an empty index."""
+        nearest = _clustered(vectors, math.ceil(len(slots) / (_FILL * LIST_ROWS)))
+        order = np.argsort(nearest, kind="stable")
+        todo = [part for _, part in _grouped(nearest[order], order)]
         lengthen(self._row_of_slot, int(slots.max()) + 1, -1)
         members: list[Ints] = []
         while todo:
@@ -673,36 +665,65 @@ def _two_means(vectors: FloatMatrix) -> NDArray[np.bool_]:
     return second
 
 
-def _clusters(
+def _clustered(vectors: NDArray[np.floating[Any]], count: int) -> Rows:
+    """Number the cluster of each of the vectors (n, d), of about so many.
+
+    Many are clusters of clusters: to compare each vector with all centroids would take most of the
+    time. It is compared with those around its own large cluster, so that their borders do not show.
+    """
+    rng = np.random.default_rng(_SEED)
+    rows = np.arange(len(vectors))
+    if count <= _MOST_CLUSTERS:
+        return _nearest_of(vectors, rows, _k_means(vectors, rows, count, rng))
+    large = _k_means(vectors, rows, math.isqrt(count), rng)
+    cluster = _nearest_of(vectors, rows, large)
+    order = np.argsort(cluster, kind="stable")
+    parts = list(_grouped(cluster[order], order))
+    each = len(vectors) / count
+    centroids = np.concatenate(
+        [_k_means(vectors, part, math.ceil(len(part) / each), rng) for _, part in parts]
+    )
+    nearest = np.empty(len(vectors), dtype=np.intp)
+    for number, part in parts:
+        around = _AROUND * math.ceil(len(part) / each)
+        near = np.argsort(-(centroids @ large[number]), kind="stable")[:around]
+        nearest[part] = near[_nearest_of(vectors, part, centroids[near])]
+    return nearest
+
+
+def _k_means(
     vectors: NDArray[np.floating[Any]], rows: Ints, count: int, rng: np.random.Generator
-) -> list[Ints]:
-    """Split rows of vectors (n, d) into at most so many clusters, by k-means of a sample."""
-    if count < 2:
-        return [rows]
+) -> FloatMatrix:
+    """Directions (at most count, d) of the clusters among rows of vectors, by a sample of these."""
     sample = rows[rng.permutation(len(rows))[: _SAMPLE_OF_CLUSTER * count]]
     learned = vectors[sample].astype(np.float32)
-    centroids = learned[:count]
+    centroids: FloatMatrix = learned[:count]
     for _ in range(_ROUNDS):
         nearest = np.argmax(learned @ centroids.T, axis=1)
-        sums = np.zeros_like(centroids)
         order = np.argsort(nearest, kind="stable")
         used, starts = np.unique(nearest[order], return_index=True)
-        sums[used] = np.add.reduceat(learned[order], starts, axis=0)
         # One that lost all of its vectors starts anew at another of them.
-        sums[~sums.any(axis=1)] = learned[rng.integers(len(learned))]
+        sums = learned[rng.integers(len(learned), size=len(centroids))]
+        sums[used] = np.add.reduceat(learned[order], starts, axis=0)
         centroids = _unit(sums)
-    nearest = np.empty(len(rows), dtype=np.int32)
+    return centroids
+
+
+def _nearest_of(vectors: NDArray[np.floating[Any]], rows: Ints, centroids: FloatMatrix) -> Rows:
+    """Number of the nearest centroid of each of some rows of vectors."""
+    nearest = np.empty(len(rows), dtype=np.intp)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         nearest[part] = np.argmax(vectors[rows[part]].astype(np.float32) @ centroids.T, axis=1)
-    order = np.argsort(nearest, kind="stable")
-    return [part for _, part in _grouped(nearest[order].astype(np.intp), rows[order])]
+    return nearest
 
 
 def _packed(vectors: FloatMatrix) -> tuple[Bytes, FloatMatrix]:
     """Vectors (n, d) as int8, and the scale (n,) of each."""
-    scales = np.maximum(np.abs(vectors).max(axis=1), np.float32(1e-30)) / np.float32(127)
-    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+    scales: FloatMatrix = np.maximum(np.abs(vectors).max(axis=1), np.float32(1e-30))
+    scales = scales / np.float32(127)
+    packed: Bytes = np.rint(vectors / scales[:, None]).astype(np.int8)
+    return packed, scales
 
 
 def _unit(vectors: FloatMatrix) -> FloatMatrix:

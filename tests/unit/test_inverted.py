@@ -362,3 +362,50 @@ def test_index_follows_its_slots_to_new_numbers(
     assert "new" in index
     assert "p1" not in index
     assert index.slots.product_id(int(index.search_slots(vectors[:1], 1)[0][0, 0])) == "new"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(9, 400),
+    distinct=st.integers(1, 400),
+    changed=st.lists(st.tuples(st.booleans(), st.integers(0, 400)), max_size=60),
+    most=st.sampled_from([1, 3, 512]),
+)
+def test_many_at_once_are_found_as_one_by_one_and_change_in_place(
+    n: int, distinct: int, changed: list[tuple[bool, int]], most: int
+) -> None:
+    vectors = stored(unit_vectors(401, DIMENSIONS)[np.arange(401) % distinct])
+    queries = unit_vectors(4, DIMENSIONS, seed=1)
+    with pytest.MonkeyPatch.context() as patched:
+        make_small(patched)
+        patched.setattr(inverted, "_MOST_CLUSTERS", most)
+        patched.setattr(inverted, "_ROWS_AT_ONCE", 50)
+        index = InvertedIndex(DIMENSIONS)
+        slots = index.slots.extend([f"p{at}" for at in range(401)])
+        index.extend(slots[:n], vectors[:n].astype(np.float16))
+        assert (index._counts[: index._lists] <= inverted.LIST_ROWS).all()
+        assert index._counts[: index._lists].sum() == n == len(index)
+        held = set(range(n))
+        for is_put, at in changed:
+            if is_put:
+                index.extend(slots[at : at + 1], vectors[at : at + 1])
+                held.add(at)
+            else:
+                index.drop(at)
+                held.discard(at)
+        index._margin = np.inf
+        found, scores = index.search_slots(queries, 7)
+    np.testing.assert_array_equal(index.holds(slots), [at in held for at in range(401)])
+    np.testing.assert_allclose(index.vectors(slots[sorted(held)]), vectors[sorted(held)], atol=1e-6)
+    assert_best(found, scores, full_scan(vectors, queries, []), 7, [held] * 4)
+
+
+def test_recall_of_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(16_000)
+    for most in (8, 512):  # clusters of clusters, and one clustering
+        monkeypatch.setattr(inverted, "_MOST_CLUSTERS", most)
+        index = InvertedIndex(64)
+        index.extend(index.slots.extend([f"p{at}" for at in range(16_000)]), vectors)
+        assert np.isfinite(index._margin)
+        assert recall(index, vectors, np.arange(16_000)) >= 0.95
+        assert index._lists < 4 * len(index) / inverted.LIST_ROWS
