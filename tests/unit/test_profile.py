@@ -26,7 +26,6 @@ from tests.unit.builders import (
     naive_sums,
     naive_weight,
     unit,
-    unit,
     unit_vectors,
 )
 from udfs.profile import (
