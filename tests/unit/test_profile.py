@@ -52,7 +52,7 @@ from udfs.schemas import (
 GOLDEN = Path(__file__).parents[1] / "golden"
 DIMENSIONS = 6
 CONFIG = ProfileConfig()
-MATRIX = unit_vectors(8, DIMENSIONS, seed=1)
+MATRIX = np.stack([unit(one) for one in unit_vectors(8, DIMENSIONS, seed=1)])
 SOURCE = Vectors({f"p{n}": MATRIX[n] for n in range(6)}, {f"q{n}": MATRIX[6 + n] for n in range(2)})
 EMPTY = Vectors({}, space=None)
 
