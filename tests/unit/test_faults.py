@@ -17,6 +17,7 @@ import pytest
 from tests.unit.builders import NOW_MS, wire_key
 from udfs.schemas import (
     Event,
+    PartialProduct,
     Product,
     Reason,
     RejectedError,
@@ -84,7 +85,7 @@ def test_every_case_of_the_file_has_the_outcome_that_is_right() -> None:
 def check(
     case: dict[str, Any], payload: bytes, outcome: tuple[Reason, str] | dict[str, object]
 ) -> None:
-    def decode() -> Event | Product:
+    def decode() -> Event | Product | PartialProduct:
         key = wire_key(case["key"])
         if case["where"] == "catalogue":
             return decode_product(key, payload)[0]

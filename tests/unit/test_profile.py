@@ -42,6 +42,7 @@ from udfs.query_encoder import MAX_CHARACTERS
 from udfs.schemas import (
     EVENT_TYPES,
     Event,
+    Product,
     decode_event,
     decode_product,
     decode_vector,
@@ -621,12 +622,16 @@ def test_golden_records_are_read() -> None:
 
     expected = json.loads((GOLDEN / "product_v1.json").read_text())
     product, vector = decode_product("p3", (GOLDEN / "product_v1.bin").read_bytes())
+    assert isinstance(product, Product)
+    assert vector is not None
     np.testing.assert_allclose(vector, expected.pop("vector"), atol=1e-7)
     assert {name: getattr(product, name) for name in expected} == expected
     assert (product.related, product.rebuy_days, product.rebuy_share) == (None, None, 0.0)
 
     expected = json.loads((GOLDEN / "product_v2.json").read_text())
     product, vector = decode_product("p3", (GOLDEN / "product_v2.bin").read_bytes())
+    assert isinstance(product, Product)
+    assert vector is not None
     np.testing.assert_allclose(vector, expected.pop("vector"), atol=1e-7)
     assert {name: getattr(product, name) for name in expected} == expected
 
