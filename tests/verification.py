@@ -4,18 +4,22 @@ Nothing here uses the recommender's own profile or index. A user's vector is sum
 the documented formula, in float64, over the whole log; a list is a full sort of all scores. The
 vector that the job really used is recovered from what it saved: the scores of a list are the inner
 products of that vector with the products of the list, so a list longer than the vector gives an
-overdetermined linear system for it.
+overdetermined linear system for it. The catalogue is replayed from its topic by the documented
+rules, record by record, without the job's merge.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
 from udfs.profile import ProfileConfig
 from udfs.schemas import Event
 
@@ -26,6 +30,10 @@ Encoder = Callable[[str], Any]
 # The last digit of a vector's float32 can round a component to the next float16: 6e-5 of it.
 SCORE_TOLERANCE: Final = 5e-5
 VECTOR_TOLERANCE: Final = 1e-4
+# Vectors are kept as base64 of float32.
+_FLOAT32_TOLERANCE: Final = 1e-6
+# A list by product is saved again where a cosine differs by its third decimal.
+_COSINE_TOLERANCE: Final = 2e-3
 # A list needs so many more products than dimensions for the system to be well conditioned.
 _SURPLUS: Final = 16
 
@@ -41,6 +49,36 @@ class CatalogueItem:
     def __post_init__(self) -> None:
         """Round the vector, which is compared with a tolerance below that of float16."""
         object.__setattr__(self, "vector", self.vector.astype(np.float16).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class SaidProduct:
+    """A product as the shop has said it by now."""
+
+    title: str = ""
+    category: str = ""
+    price: float | None = None
+    in_stock: bool = True
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    """Unit vectors (d,) by space."""
+    updated_at: int = 0
+    """The newest that was sent, epoch milliseconds; 0: none."""
+
+
+@dataclass(frozen=True)
+class StoredCatalogue:
+    """What is saved and passed on of the products, each by product id."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+    """What `products` shows of each."""
+    records: Mapping[str, Mapping[str, Any]]
+    """Its column `record`, decoded."""
+    scopes: Mapping[str, set[tuple[str, float | None]]]
+    """Scopes and prices of `products_by_scope`."""
+    emitted: Mapping[str, Mapping[str, Any]]
+    """The newest records of the topic `products`, decoded."""
+    similar: Mapping[str, Sequence[tuple[str, float]]]
+    """The similar products of each, and their scores, best first."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +129,9 @@ class Verdict:
     """Largest distance of a recovered from a recomputed unit vector."""
     vectors_compared: int = 0
     max_score_error: float = 0.0
+    products: int = 0
+    wrong_products: dict[str, str] = field(default_factory=dict)
+    """Product to what is wrong: in its rows, in the topic `products`, or in its list."""
 
     @property
     def right(self) -> bool:
@@ -112,6 +153,9 @@ class Verdict:
         if self.wrong_lists:
             some = dict(list(self.wrong_lists.items())[:3])
             lines.append(f"{len(self.wrong_lists)} of {self.users} lists wrong: {some}")
+        if self.wrong_products:
+            some = dict(list(self.wrong_products.items())[:3])
+            lines.append(f"{len(self.wrong_products)} of {self.products} products wrong: {some}")
         if self.max_vector_error > VECTOR_TOLERANCE:
             lines.append(f"a vector is off by {self.max_vector_error:.2e}")
         return "\n".join(lines)
@@ -243,6 +287,112 @@ def list_problem(
     if error > SCORE_TOLERANCE:
         return f"scores off by {error:.2e}", error
     return "", error
+
+
+def replay(records: Iterable[tuple[str, bytes | None]]) -> dict[str, SaidProduct]:
+    """Apply valid records of `catalogue`, in the order of each product, by the documented rules.
+
+    Args:
+        records: Product ids and values; None deletes.
+    """
+    products: dict[str, SaidProduct] = {}
+    for product_id, value in records:
+        if value is None:
+            products.pop(product_id, None)
+            continue
+        said = json.loads(value)
+        before = products.get(product_id, SaidProduct())
+        is_partial, at = said.get("partial", False), said.get("updated_at")
+        if is_partial and product_id not in products:
+            continue  # a dead letter
+        if at is not None and at < before.updated_at:
+            continue  # late
+        start = before if is_partial else SaidProduct(vectors=before.vectors)
+        names = ("title", "category", "price", "in_stock")
+        now = replace(start, **{name: said[name] for name in names if name in said})
+        if said.get("embedding") is not None:
+            vector = unit(np.frombuffer(base64.b64decode(said["embedding"]), dtype="<f4"))
+            now = replace(now, vectors={**now.vectors, said["space"]: vector})
+        products[product_id] = replace(now, updated_at=max(at or 0, before.updated_at))
+    return products
+
+
+def verify_catalogue(
+    said: Mapping[str, SaidProduct], stored: StoredCatalogue, space: str, k: int = 20
+) -> dict[str, str]:
+    """Compare what is saved and passed on of each product with what the shop said.
+
+    Holds while nothing was learned of any product, and each has a vector of the shop.
+
+    Args:
+        said: The products at the end.
+        stored: What is saved.
+        space: The active space.
+        k: Length of a list by product.
+
+    Returns:
+        What is wrong, by product.
+    """
+    problems: dict[str, str] = {}
+    parts = (stored.rows, stored.records, stored.scopes, stored.emitted, stored.similar)
+    for product_id in set().union(*parts) - said.keys():
+        problems[product_id] = "is there and must not be"
+    shown = [name for name, product in said.items() if product.in_stock]
+    matrix = np.array([said[name].vectors[space] for name in shown])
+    for product_id, product in said.items():
+        near = {}
+        if shown:
+            cosines = matrix @ product.vectors[space]
+            near = dict(zip(shown, cosines.tolist(), strict=True))
+        near.pop(product_id, None)
+        problem = _product_problem(product_id, product, stored) or _similar_problem(
+            stored.similar.get(product_id, ()), near, k
+        )
+        if problem:
+            problems[product_id] = problem
+    return problems
+
+
+def _product_problem(product_id: str, said: SaidProduct, stored: StoredCatalogue) -> str:
+    expected = {
+        "title": said.title,
+        "category": said.category,
+        "price": said.price,
+        "in_stock": said.in_stock,
+    }
+    row, record = stored.rows.get(product_id), stored.records.get(product_id)
+    if row != expected or record is None:
+        return f"row {row}, not {expected}"
+    whole = {**expected, "product_id": product_id, "updated_at": said.updated_at}
+    if {name: record[name] for name in whole} != whole:
+        return f"record {record}, not {whole}"
+    if record["vectors"].keys() != said.vectors.keys():
+        return f"vectors of {list(record['vectors'])}, not {list(said.vectors)}"
+    for space, vector in said.vectors.items():
+        found = np.frombuffer(base64.b64decode(record["vectors"][space]), dtype="<f4")
+        if np.abs(found - vector).max() > _FLOAT32_TOLERANCE:
+            return f"another vector of {space}"
+    emitted = stored.emitted.get(product_id)
+    if emitted != record:
+        return f"the topic says {emitted}, the row {record}"
+    names = category_scope(said.category), catalogue_scope(bucket_of(product_id))
+    scopes = {(name, said.price) for name in names} if said.in_stock else set()
+    found_in = stored.scopes.get(product_id, set())
+    return "" if found_in == scopes else f"in scopes {found_in}, not {scopes}"
+
+
+def _similar_problem(found: Sequence[tuple[str, float]], near: Mapping[str, float], k: int) -> str:
+    """Compare a list with a full sort; ids may differ where cosines are equal within tolerance."""
+    best = sorted(near.values(), reverse=True)[:k]
+    ids = [name for name, _ in found]
+    if len(set(ids)) != len(best) or len(ids) != len(best) or not near.keys() >= set(ids):
+        return f"similar products {ids}, of {len(near)} in stock"
+    if not ids:
+        return ""
+    scores = np.array([score for _, score in found])
+    own = np.array([near[name] for name in ids])
+    error = float(max(np.abs(scores - own).max(), np.abs(scores - best).max()))
+    return f"similar products are off by {error:.2e}" if error > _COSINE_TOLERANCE else ""
 
 
 def verify_events(acknowledged: Iterable[Event], rows: Sequence[StoredRow]) -> Verdict:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 
+from connectors.cassandra_schema import bucket_of, catalogue_scope, category_scope
 from local.stack import Stack
-from tests.chaos import LIST_LENGTH, Chaos
+from tests.chaos import LIST_LENGTH, Chaos, Shop
 from tests.integration.helpers import SPACE, Pipeline, click, clustered_vectors, now_ms
 from tests.verification import (
     VECTOR_TOLERANCE,
     CatalogueItem,
+    StoredCatalogue,
     StoredList,
     StoredRow,
     Vector,
     expected_users,
+    replay,
     unit,
     verify,
+    verify_catalogue,
 )
+from udfs.product_record import encode
+from udfs.product_updates import Update, apply_updates
+from udfs.schemas import Product, decode_product, encode_product, encode_vector
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(600)
 def test_nothing_is_lost_doubled_or_wrong_after_a_kill_of_each_server(stack: Stack) -> None:
     with Pipeline.create(stack, "recovery", list_length=LIST_LENGTH) as pipeline:
         chaos = Chaos(pipeline, rate=100, users=200, products=400, say=print)
@@ -31,7 +39,6 @@ def test_nothing_is_lost_doubled_or_wrong_after_a_kill_of_each_server(stack: Sta
 
         chaos.kill_task_manager(0)
         chaos.kill_kafka(away_s=1)
-        chaos.change_catalogue()
         chaos.poison()
         chaos.kill_cassandra(away_s=5)
         chaos.kill_job_manager()
@@ -42,6 +49,70 @@ def test_nothing_is_lost_doubled_or_wrong_after_a_kill_of_each_server(stack: Sta
         assert verdict.events > 1000
         assert verdict.vectors_compared == verdict.users == 200
         assert verdict.max_vector_error < VECTOR_TOLERANCE
+        assert verdict.products > 380
+        assert chaos.changes > 300
+
+
+def test_the_comparison_finds_each_fault_of_a_product() -> None:
+    vectors = {f"p{at}": one for at, one in enumerate(clustered_vectors(40))}
+    shop = Shop(vectors, [f"p{at}" for at in range(20, 40)])
+    first = [
+        (
+            name,
+            encode_product(Product(name, SPACE, encode_vector(vector), title=name)),
+        )
+        for name, vector in vectors.items()
+    ]
+    records = [*first, *(shop() for _ in range(3000))]
+    said = replay(records)
+    # What the job's own rules make of the same records, as it is saved.
+    rows, whole, scopes = {}, {}, {}
+    for name in vectors:
+        updates = []
+        for key, value in records:
+            if key == name:
+                one, vector = (None, None) if value is None else decode_product(key, value)
+                updates.append(Update(one, vector, b""))
+        outcome = apply_updates(
+            None, updates, now_us=1, deleted_us=0, encode_text=lambda _title, _category: None
+        )
+        if outcome.after is not None:
+            whole[name] = json.loads(encode(outcome.after))
+            shown = ("title", "category", "price", "in_stock")
+            rows[name] = {field: whole[name][field] for field in shown}
+            price = whole[name]["price"]
+            names = category_scope(whole[name]["category"]), catalogue_scope(bucket_of(name))
+            if whole[name]["in_stock"]:
+                scopes[name] = {(scope, price) for scope in names}
+    similar = {}
+    for name, product in said.items():
+        near = {
+            other: float(one.vectors[SPACE] @ product.vectors[SPACE])
+            for other, one in said.items()
+            if one.in_stock and other != name
+        }
+        similar[name] = sorted(near.items(), key=lambda one: -one[1])[:20]
+    right = StoredCatalogue(rows, whole, scopes, whole, similar)
+
+    assert 20 < len(said) < 40
+    assert verify_catalogue(said, right, SPACE) == {}
+    name = next(iter(said))
+    old = {**whole, name: {**whole[name], "price": 999.0}}
+    less = {one: found for one, found in whole.items() if one != name}
+    shifted = [(one, score + 0.01) for one, score in similar[name]]
+    for wrong, problem in (
+        (replace(right, rows={**rows, name: {**rows[name], "title": "old"}}), "row"),
+        (replace(right, rows={one: row for one, row in rows.items() if one != name}), "row"),
+        (replace(right, records=old), "record"),
+        (replace(right, emitted=old), "the topic says"),
+        (replace(right, emitted=less), "the topic says"),
+        (replace(right, scopes={**scopes, name: {("all:0", 1.0)}}), "in scopes"),
+        (replace(right, similar={**similar, name: shifted}), "off by"),
+        (replace(right, similar={**similar, name: similar[name][:-1]}), "similar products"),
+    ):
+        assert problem in verify_catalogue(said, wrong, SPACE)[name]
+    stranger = replace(right, emitted={**whole, "gone": {}})
+    assert list(verify_catalogue(said, stranger, SPACE)) == ["gone"]
 
 
 def test_the_comparison_finds_each_fault() -> None:
