@@ -143,13 +143,15 @@ class CatalogueMemory:
                     )
                 self._left_out.add(product_id)
                 return
-            if self._waiting is None:
-                self._vectors.put(record)
-            else:
-                self._waiting[product_id] = record
             row = self._rows[product_id] = ProductRow.of(record, record.updated_us // 1000)
             self._left_out.discard(product_id)
         self._changed(product_id, row)
+        if self._waiting is None:
+            # Last: what is shown of a product holds also where its vector fits no other.
+            with self._lock:
+                self._vectors.put(record)
+        else:
+            self._waiting[product_id] = record
 
     def follow(self, listener: Callable[[str, ProductRow | None], None]) -> None:
         """Tell ``listener`` of each product there is, and of each change from now on.
@@ -214,6 +216,8 @@ class CatalogueFollower:
             except Exception:
                 # A thread that ended here would leave the service with an old catalogue for good.
                 logger.exception("following the catalogue failed, again in %g s", _RETRY_SECONDS)
+                # It begins anew, with what is older than what is here.
+                self._memory.caught_up = False
                 self._stop.wait(_RETRY_SECONDS)
 
     def _follow(self) -> None:

@@ -89,7 +89,8 @@ class Shelf:
     def products(self, product_ids: Iterable[str]) -> dict[str, ProductRow]:
         """Return the products that exist.
 
-        Where the store does not answer, those that it told before are returned as they were.
+        Where the store does not answer, those that it or the topic told before are returned as
+        they were.
 
         Raises:
             StoreError: It does not answer, and nothing is known of any of them.
@@ -97,7 +98,8 @@ class Shelf:
         memory = self._memory
         found: dict[str, ProductRow] = {}
         unknown: Iterable[str] = product_ids
-        if memory is not None:
+        # While the topic is read, what was read last of a product can be an earlier state of it.
+        if memory is not None and memory.caught_up:
             rows = memory.rows
             unknown = []
             for product_id in product_ids:
@@ -126,7 +128,9 @@ class Shelf:
                 rows = self._store.products(part)
             except StoreError:
                 old = {one: self._products.get(one, float("inf")) for one in part}
-                known = {one: row[0] for one, row in old.items() if row and row[0] is not None}
+                held = self._memory.rows if self._memory is not None else {}
+                known = {one: held[one] for one in part if one in held}
+                known |= {one: row[0] for one, row in old.items() if row and row[0] is not None}
                 if not known and not found:
                     raise
                 found.update(known)

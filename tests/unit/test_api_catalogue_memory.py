@@ -68,7 +68,6 @@ def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]], 
         (b"other", record("a")),
         (None, record("a")),
         (None, None),
-        (b"a", record("a", dimensions=3)),
     ],
 )
 def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> None:
@@ -81,6 +80,18 @@ def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> N
     assert row is not None
     assert row.title == "before"
     assert memory.rejected == 1
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_shown_of_a_product_holds_also_where_its_vector_fits_no_other(read: bool) -> None:
+    memory = CatalogueMemory(10)
+    memory.caught_up = read
+    memory.apply(b"z", record("z"))
+    memory.apply(b"a", record("a", "new", dimensions=3))
+    memory.caught_up = True
+    assert memory.rows["a"].title == "new"
+    assert memory.rejected == 1
+    assert nearest_to(memory, "a") == []
 
 
 def test_full_memory_leaves_out_and_is_not_complete_until_there_is_none_left_out() -> None:
@@ -181,6 +192,34 @@ def test_follower_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture) -> N
     assert "following the catalogue failed" in caplog.text
 
 
+def test_follower_that_reads_anew_is_behind_until_it_has() -> None:
+    memory = CatalogueMemory(10)
+    first = Consumer({0: [(b"a", record("a", "old")), (b"a", record("a", "new"))]})
+    again = Consumer(first._partitions)
+    consumers, seen = [first, again], []
+    original = first.consume, again.consume
+
+    def breaks(count: int, timeout: float) -> list[Any]:
+        if memory.caught_up:
+            msg = "bug"
+            raise RuntimeError(msg)
+        return original[0](count, timeout)
+
+    def watched(count: int, timeout: float) -> list[Any]:
+        seen.append((memory.rows["a"].title, memory.caught_up))
+        if memory.caught_up:
+            follower._stop.set()
+        return original[1](count, timeout)
+
+    first.consume, again.consume = breaks, watched  # type: ignore[method-assign]
+    follower = CatalogueFollower(
+        memory, KafkaClientOptions(), make_consumer=lambda _settings: consumers.pop(0)
+    )
+    follower.start()
+    follower._thread.join(10)
+    assert seen == [("new", False), ("old", False), ("new", True)]
+
+
 class TestShelf:
     def shelf(self, memory: CatalogueMemory | None = None) -> None:
         self.now = 0.0
@@ -197,7 +236,16 @@ class TestShelf:
 
     def test_what_memory_does_not_have_is_read_for_a_moment(self) -> None:
         memory = CatalogueMemory(10)
+        memory.apply(b"a", record("a", "an earlier title"))
+        self.shelf(memory)
+        self.store.save_product(None, product("a"))
+        self.store.save_product(None, product("b"))
+        # The topic may have more of it, which is not read yet.
+        assert self.made.products(["a"])["a"].title == "The a"
+        memory = CatalogueMemory(1)
         memory.apply(b"a", record("a"))
+        memory.apply(b"b", record("b"))
+        memory.caught_up = True
         self.shelf(memory)
         self.store.save_product(None, product("b"))
         for _ in range(3):
@@ -214,6 +262,7 @@ class TestShelf:
         self.store.save_product(None, product("a"))
         assert self.made.products(["a"])["a"].title == "The a"
         memory.apply(b"a", record("a", "new"))
+        memory.caught_up = True
         assert self.made.products(["a"])["a"].title == "new"
 
     def test_store_that_is_away_leaves_what_was_known(self) -> None:
@@ -230,6 +279,13 @@ class TestShelf:
             self.made.products(["b"])
         with pytest.raises(StoreUnavailable):
             self.made.trending("other")
+
+    def test_store_that_is_away_leaves_what_was_read_of_the_topic(self) -> None:
+        memory = CatalogueMemory(10)
+        memory.apply(b"a", record("a"))
+        self.shelf(memory)
+        self.store.failure = StoreUnavailable("cassandra", "gone")
+        assert self.made.products(["a", "b"]).keys() == {"a"}
 
     def test_trending_is_read_again_after_its_time(self) -> None:
         self.shelf()
