@@ -5,7 +5,7 @@ Reads a catalogue file and an event log, both in the wire formats, one JSON obje
 `related`, also of products that the log does not know: they take it from those nearest by text. A
 product of which nothing is known any more is deleted there. Vectors need none of it: the job makes
 them of titles where the shop sends none. ``--publish-catalogue`` sends the file's products to the
-catalogue topic first, for a shop that has not done it.
+catalogue topic too, for a shop that has not done it.
 
 A second start with the same files and options goes on where the first was stopped: what was
 computed is kept until it is published, and so is how far Kafka has acknowledged it.
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         *("--publish-catalogue",),
         action="store_true",
-        help="send the file's products to the catalogue topic first; then --events may be absent",
+        help="send the file's products to the catalogue topic too; then --events may be absent",
     )
     result.add_argument(
         *("--bad-lines",),
@@ -230,10 +230,11 @@ def _run(given: argparse.Namespace, config: VectorsConfig, kafka: KafkaClientOpt
         with tqdm(total=summary.products, desc=topic, unit=" products") as bar:
             publisher.publish(content, records, given.work, lambda done: _show(bar, done))
 
-    if given.publish_catalogue:
-        publish(kafka.catalogue_topic, _products(given))
     if given.events is not None:
         publish(kafka.related_topic, _records(file))
+    # Last: a start that goes on sends no product again behind what the shop has said since.
+    if given.publish_catalogue:
+        publish(kafka.catalogue_topic, _products(given))
     about.unlink()
     file.unlink()
     _print(summary)
@@ -274,6 +275,7 @@ def _products(given: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
             line.category,
             line.price,
             line.in_stock,
+            updated_at=line.updated_at,
         )
         yield line.product_id, encode_product(product)
 
@@ -322,6 +324,10 @@ def compute(
     )
     if log is None:
         return summary, ()
+    if not summary.events:
+        # It would delete what was learned of every product.
+        msg = f"{given.events} holds no event of a product of the catalogue: do the ids differ?"
+        raise LineError(msg)
     with tqdm(total=len(ids), desc="learning", unit=" products") as bar:
 
         def told(what: str, done: int) -> None:

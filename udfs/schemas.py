@@ -177,6 +177,8 @@ class ProductLine(msgspec.Struct, frozen=True, gc=False):
     in_stock: bool = True
     space: Identifier | None = None
     embedding: list[float] | str | None = None
+    updated_at: Timestamp | None = None
+    partial: bool | None = None
 
 
 class SpaceNotice(msgspec.Struct, frozen=True):
@@ -447,6 +449,10 @@ def decode_product_line(payload: bytes) -> ProductLine:
     """
     line = _decode(_line_decoder, payload, product_fields)
     _check_product(line)
+    _check_updated_at(line.updated_at, MAX_TIMESTAMP_MS)
+    if line.partial:
+        # Its absent fields are not empty, as those of a whole record are.
+        raise RejectedError(Reason.INVALID_FIELD, "a partial update is no product of a file")
     return line
 
 

@@ -688,6 +688,12 @@ def test_lines_of_files_are_judged_as_records_are() -> None:
         with pytest.raises(RejectedError):
             decode_event_line(wrong)
     assert decode_product_line(b'{"product_id": 7, "title": "x"}').product_id == "7"
-    for line in ({"category": "c" * 1001}, {"title": "t" * 4001}, {"product_id": "x" * 129}):
+    for line in (
+        {"category": "c" * 1001},
+        {"title": "t" * 4001},
+        {"product_id": "x" * 129},
+        {"price": 1.0, "partial": True},
+        {"updated_at": 1},
+    ):
         with pytest.raises(RejectedError):
             decode_product_line(json.dumps({"product_id": "p", **line}).encode())
