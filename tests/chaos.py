@@ -154,7 +154,8 @@ class Shop:
     """Changes the catalogue: each call makes one record of its topic.
 
     Every other product always has its ``updated_at``, some of them late, and the others never: with
-    both of one product, records that are merged once more after a failure can be late by then.
+    both of one product, records that are merged once more after a failure can be late by then. So
+    can one that comes back, if it is older than a partial update before it.
     Products that users touch keep their vectors and stay, since what a user did counts with the
     vector of its time. No title holds a word that is searched for.
 
@@ -198,7 +199,8 @@ class Shop:
                 kinds.append(lambda: self._vector(name))
             said = {"partial": True, **rng.choice(kinds)()}
         if int(name[1:]) % 2:
-            said["updated_at"] = now_ms() - (_HOUR_MS if rng.random() < 0.1 else 0)
+            is_late = not comes_back and rng.random() < 0.1
+            said["updated_at"] = now_ms() - (_HOUR_MS if is_late else 0)
         return name, json.dumps({"product_id": name, **said}).encode()
 
     def _texts(self, name: str) -> dict[str, Any]:

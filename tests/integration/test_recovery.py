@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import msgspec
@@ -26,9 +28,23 @@ from tests.verification import (
     verify,
     verify_catalogue,
 )
-from udfs.product_record import encode
+from udfs.product_record import ProductRecord, encode
 from udfs.product_updates import Update, apply_updates
 from udfs.schemas import Product, decode_product, encode_product, encode_vector
+
+
+def merged(
+    base: ProductRecord | None, name: str, values: Iterable[bytes | None]
+) -> ProductRecord | None:
+    """What the job makes of records of one product, whenever they come."""
+    updates = [
+        Update(None, None, b"") if value is None else Update(*decode_product(name, value), b"")
+        for value in values
+    ]
+    after = apply_updates(
+        base, updates, now_us=0, deleted_us=0, encode_text=lambda _title, _category: None
+    ).after
+    return None if after is None else msgspec.structs.replace(after, updated_us=0)
 
 
 @pytest.mark.timeout(600)
@@ -53,6 +69,25 @@ def test_nothing_is_lost_doubled_or_wrong_after_a_kill_of_each_server(stack: Sta
         assert chaos.changes > 300
 
 
+def test_what_the_shop_says_ends_the_same_where_a_part_is_merged_twice() -> None:
+    vectors = {f"p{at}": one for at, one in enumerate(clustered_vectors(6))}
+    rng = random.Random(0)
+    for seed in range(40):
+        shop = Shop(vectors, ["p3", "p4", "p5"], seed)
+        records = [shop() for _ in range(120)]
+        for name in vectors:
+            said = encode_product(Product(name, SPACE, encode_vector(vectors[name]), title=name))
+            own = [value for key, value in records if key == name]
+            states = [merged(None, name, [said])]
+            for value in own:
+                states.append(merged(states[-1], name, [value]))
+            for _ in range(10):
+                start = rng.randrange(len(own) + 1)
+                end = rng.randrange(start, len(own) + 1)
+                again = merged(states[end], name, own[start:end])
+                assert again == states[end]
+
+
 def test_the_comparison_finds_each_fault_of_a_product() -> None:
     vectors = {f"p{at}": one for at, one in enumerate(clustered_vectors(40))}
     shop = Shop(vectors, [f"p{at}" for at in range(20, 40)])
@@ -68,16 +103,9 @@ def test_the_comparison_finds_each_fault_of_a_product() -> None:
     # What the job's own rules make of the same records, as it is saved.
     rows, whole, scopes = {}, {}, {}
     for name in vectors:
-        updates = []
-        for key, value in records:
-            if key == name:
-                one, vector = (None, None) if value is None else decode_product(key, value)
-                updates.append(Update(one, vector, b""))
-        outcome = apply_updates(
-            None, updates, now_us=1, deleted_us=0, encode_text=lambda _title, _category: None
-        )
-        if outcome.after is not None:
-            whole[name] = json.loads(encode(outcome.after))
+        after = merged(None, name, [value for key, value in records if key == name])
+        if after is not None:
+            whole[name] = json.loads(encode(after))
             shown = ("title", "category", "price", "in_stock")
             rows[name] = {field: whole[name][field] for field in shown}
             price = whole[name]["price"]
