@@ -149,7 +149,7 @@ class WriteReport:
 
 
 class Writer(Protocol):
-    """What the sink operator needs of a writer."""
+    """What saves batches as they come needs of a writer."""
 
     def save(self, batch: SaveBatch) -> None:
         """Take a batch; it may still be under way on return."""

@@ -546,7 +546,7 @@ class Pipeline:
                 for name, value in self.newest(PRODUCTS).items()
                 if value is not None and name != SPACE_KEY
             },
-            {row.product_id: [tuple(one) for one in row.similar] for row in lists},
+            {row.product_id: [tuple(one) for one in row.similar or ()] for row in lists},
         )
 
     def list_of(self, user: str) -> StoredList | None:
