@@ -19,7 +19,7 @@ Kafka (a row that Cassandra refused, topic ``cassandra:<table>``), are for readi
 back.
 
 **Nothing newer is overwritten.** In a compacted topic (the catalogue) a letter is left where its
-key has a newer record: the owner has published the product again since.
+key has a newer record: the owner has said more of the product since, if only some fields.
 
 The record goes to the partition it came from. Readers that are not ``read_committed`` (the job is
 one) also see records of a transaction that was cut off; event ids and keys make that harmless.
