@@ -224,7 +224,7 @@ bench-vectors: env ## What related products find: make bench-vectors CATALOGUE=f
 
 bench: bench-lookup bench-search bench-pipeline bench-scale bench-catalogue bench-api ## All benchmarks
 
-chaos: env jars ## Kill every server while events flow, then account for every event
+chaos: env jars ## Kill every server while events flow and products change, then account for all
 	@$(PY) -m tests.chaos
 
 clean: ## Delete build results, the jars and the stack's data (run `make down` first)
