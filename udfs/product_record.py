@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udfs.schemas import (
-    MAX_RELATED,
     MAX_TIMESTAMP_MS,
     TEXT_SPACE,
     Identifier,
@@ -23,8 +22,8 @@ from udfs.schemas import (
     Product,
     Reason,
     RejectedError,
+    RelatedWeights,
     check_product_id,
-    check_related_weight,
     decode_vector,
     encode_vector,
     key_matches,
@@ -73,7 +72,7 @@ class RelatedRow(msgspec.Struct, frozen=True, gc=False):
 
     version: int
     product_id: Identifier
-    related: Annotated[dict[Identifier, float], msgspec.Meta(max_length=MAX_RELATED)]
+    related: RelatedWeights
     rebuy_days: Annotated[float, msgspec.Meta(ge=0)] | None = None
     rebuy_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
@@ -120,8 +119,6 @@ def decode_related(key: str, payload: bytes) -> RelatedRow:
     """
     row = _decode(_related_decoder, payload)
     _check_key(key, row.product_id)
-    for weight in row.related.values():
-        check_related_weight(weight)
     return row
 
 

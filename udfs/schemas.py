@@ -56,6 +56,13 @@ PLACEHOLDER_IDS: Final = frozenset(
 )  # fmt: skip
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+RelatedWeights = Annotated[
+    dict[
+        Identifier,
+        Annotated[float, msgspec.Meta(ge=-MAX_RELATED_WEIGHT, le=MAX_RELATED_WEIGHT)],
+    ],
+    msgspec.Meta(max_length=MAX_RELATED),
+]
 Timestamp = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTAMP_MS)]
 EventType = Literal[
     "click",
@@ -139,7 +146,7 @@ class Product(msgspec.Struct, frozen=True, gc=False):
     category: str = ""
     price: float | None = None
     in_stock: bool = True
-    related: Annotated[dict[Identifier, float], msgspec.Meta(max_length=MAX_RELATED)] | None = None
+    related: RelatedWeights | None = None
     rebuy_days: Annotated[float, msgspec.Meta(ge=0)] | None = None
     rebuy_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     updated_at: Timestamp | None = None
@@ -426,19 +433,6 @@ def _check_updated_at(updated_at: int | None, latest_ms: int) -> None:
 def _check_related(product: Product) -> None:
     if product.rebuy_days is not None and not math.isfinite(product.rebuy_days):
         raise RejectedError(Reason.INVALID_FIELD, "rebuy_days is not finite")
-    for weight in (product.related or {}).values():
-        check_related_weight(weight)
-
-
-def check_related_weight(weight: float) -> None:
-    """Check how strongly a product may be related to another.
-
-    Raises:
-        RejectedError: It is too much, or no number.
-    """
-    if not abs(weight) <= MAX_RELATED_WEIGHT:
-        detail = f"a weight of related must be within ±{MAX_RELATED_WEIGHT:g}, not {weight}"
-        raise RejectedError(Reason.INVALID_FIELD, detail)
 
 
 def decode_product_line(payload: bytes) -> ProductLine:
