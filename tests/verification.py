@@ -27,8 +27,7 @@ Vector = NDArray[np.float64]
 Encoder = Callable[[str], Any]
 
 # The job sums and scores in float32; Cassandra keeps scores as float32.
-# The last digit of a vector's float32 can round a component to the next float16: 6e-5 of it.
-SCORE_TOLERANCE: Final = 5e-5
+SCORE_TOLERANCE: Final = 1e-5
 VECTOR_TOLERANCE: Final = 1e-4
 # Vectors are kept as base64 of float32.
 _FLOAT32_TOLERANCE: Final = 1e-6
@@ -47,8 +46,9 @@ class CatalogueItem:
     in_stock: bool = True
 
     def __post_init__(self) -> None:
-        """Round the vector, which is compared with a tolerance below that of float16."""
-        object.__setattr__(self, "vector", self.vector.astype(np.float16).astype(np.float64))
+        """Round the vector in the same two steps: one step rounds some components otherwise."""
+        short = self.vector.astype(np.float32).astype(np.float16)
+        object.__setattr__(self, "vector", short.astype(np.float64))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from msgspec.structs import replace
 
 from connectors.cassandra_schema import create_schema, event_id_of
 from connectors.cassandra_session import CassandraOptions, connect
+from connectors.kafka_client import KafkaClientOptions
+from connectors.topic_publisher import TopicPublisher
 from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, PRODUCTS, RELATED, TOPICS
 from local.errors import StackError
 from local.stack import Stack
@@ -404,6 +406,12 @@ class Pipeline:
         if remember:
             for product_id, vector in vectors.items():
                 self.catalogue[product_id] = CatalogueItem(unit(vector), in_stock)
+
+    def announce(self, space: str) -> None:
+        """Say that a space is published whole."""
+        topic = self.topics[CATALOGUE]
+        options = KafkaClientOptions(bootstrap=self.stack.kafka.bootstrap, catalogue_topic=topic)
+        TopicPublisher(options, topic).announce(space)
 
     def say(self, product_id: str, value: bytes | None, partition: int = ANY_PARTITION) -> None:
         """Send a record of the catalogue topic as it is, without waiting."""
