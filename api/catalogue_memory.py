@@ -51,8 +51,8 @@ class CatalogueMemory:
             encoder=encode_query, encoder_space=SPACE, encoder_dimensions=DIMENSIONS
         )
         self._left_out: set[str] = set()
-        # What was read before all was: loaded at once, which is cheaper, and makes that space the
-        # active one that most products hold, as in the job; None: it is loaded.
+        # What was read before all was: loaded at once, which is cheaper, and makes the same space
+        # the active one as in the job; None: it is loaded.
         self._waiting: dict[str, ProductRecord] | None = {}
         self._switch: SpaceSwitch | None = None
         # Changes that were taken since the process began.
@@ -144,7 +144,8 @@ class CatalogueMemory:
                 self._left_out.add(product_id)
                 return
             if self._waiting is None:
-                self._vectors.put(record)
+                # The rest of the record is taken where a vector does not fit its space.
+                self.rejected += self._vectors.put(record) is not None
             else:
                 self._waiting[product_id] = record
             row = self._rows[product_id] = ProductRow.of(record, record.updated_us // 1000)

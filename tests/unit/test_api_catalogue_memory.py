@@ -68,7 +68,6 @@ def test_last_record_of_a_product_counts(records: list[tuple[str, str | None]], 
         (b"other", record("a")),
         (None, record("a")),
         (None, None),
-        (b"a", record("a", dimensions=3)),
     ],
 )
 def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> None:
@@ -80,6 +79,21 @@ def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> N
     row = memory.rows.get("a")
     assert row is not None
     assert row.title == "before"
+    assert memory.rejected == 1
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_vector_that_does_not_fit_its_space_keeps_nothing_else_back(read: bool) -> None:
+    memory = CatalogueMemory(10)
+    memory.caught_up = read
+    for name in ("y", "z", "a"):
+        memory.apply(name.encode(), record(name, "before"))
+    memory.apply(b"a", record("a", "after", dimensions=3))
+    memory.caught_up = True
+    row = memory.rows.get("a")
+    assert row is not None
+    assert row.title == "after"
+    assert nearest_to(memory, "y") == ["z"]
     assert memory.rejected == 1
 
 
