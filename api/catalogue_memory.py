@@ -51,8 +51,8 @@ class CatalogueMemory:
             encoder=encode_query, encoder_space=SPACE, encoder_dimensions=DIMENSIONS
         )
         self._left_out: set[str] = set()
-        # What was read before all was: loaded at once, which is cheaper, and makes that space the
-        # active one that most products hold, as in the job; None: it is loaded.
+        # What was read before all was: loaded at once, which is cheaper, and makes the same space
+        # the active one as in the job; None: it is loaded.
         self._waiting: dict[str, ProductRecord] | None = {}
         self._switch: SpaceSwitch | None = None
         # Changes that were taken since the process began.
@@ -138,7 +138,7 @@ class CatalogueMemory:
                 if not self._left_out:
                     logger.error(
                         "the catalogue has more than %d products; the rest is read from"
-                        " Cassandra, and has no similar products here",
+                        " Cassandra",
                         self._max_products,
                     )
                 self._left_out.add(product_id)
@@ -147,9 +147,9 @@ class CatalogueMemory:
             self._left_out.discard(product_id)
         self._changed(product_id, row)
         if self._waiting is None:
-            # Last: what is shown of a product holds also where its vector fits no other.
+            # Last: what is shown of a product holds also where a vector of it is left out.
             with self._lock:
-                self._vectors.put(record)
+                self.rejected += self._vectors.put(record) is not None
         else:
             self._waiting[product_id] = record
 

@@ -126,7 +126,7 @@ def measure_changes(catalogue: Catalogue, workload: Workload) -> dict[str, float
     gone = [structs.replace(one, in_stock=False) for one in chosen]
     rows = list(islice(related_rows(workload), CHANGES))
     found = {}
-    steps: tuple[tuple[str, Callable[[Any], None], list[Any]], ...] = (
+    steps: tuple[tuple[str, Callable[[Any], object], list[Any]], ...] = (
         ("a price", catalogue.put, chosen),
         ("out of stock", catalogue.put, gone),
         ("in stock", catalogue.put, chosen),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -23,6 +25,8 @@ from udfs.inverted import fitting, index_of
 from udfs.lexical_index import LexicalIndex
 from udfs.product_record import MAX_SPACES, ProductRecord, RelatedRow, SpaceSwitch, most_held
 from udfs.schemas import Reason, RejectedError
+
+logger = logging.getLogger(__name__)
 
 FloatMatrix = NDArray[np.float32]
 Slots = NDArray[np.int32]
@@ -75,7 +79,7 @@ class Catalogue:
             switch_share: Products that an announced space needs, as a share of those that have a
                 vector of the active one, 0 to 1.
             dimensions: The vector length that every product must have; 0: a space's first product
-                decides for that space.
+                decides for that space, in :meth:`load` most of the first ones.
         """
         if not 0 < switch_share <= 1:
             msg = f"switch_share must be above 0 and at most 1, not {switch_share}"
@@ -184,16 +188,20 @@ class Catalogue:
             return np.zeros((*slots.shape, 0), dtype=np.float32)
         return self._vectors[self._active].vectors(slots)
 
-    def put(self, record: ProductRecord) -> None:
+    def put(self, record: ProductRecord) -> RejectedError | None:
         """Insert or replace a product; the change holds for every later lookup.
 
+        Returns:
+            Why a vector is left out: it has another length than its space. The rest is taken.
+
         Raises:
-            RejectedError: A vector is none, or has another length than its space; nothing changes.
+            RejectedError: A vector is none; nothing changes.
         """
-        slots = self._take({record.product_id: (record, self._read(record))})
+        slots, left_out = self._take({record.product_id: (record, _vectors(record))})
         self._settle()
         self._index_anew(slots)
         self._renumber_if_many()
+        return left_out.get(record.product_id)
 
     def remove(self, product_id: str) -> None:
         """Remove a product (a tombstone); an absent one is no error.
@@ -236,7 +244,8 @@ class Catalogue:
     ) -> int:
         """Fill an empty catalogue, much faster than one by one; of equal ids the last one holds.
 
-        The active space is the one that most products have, or the announced one.
+        Without an announcement the active space is the one that most products had first, as it is
+        where they come one by one; else the one that most products have, or the announced one.
 
         Args:
             products: Consumed first, and whole.
@@ -244,57 +253,75 @@ class Catalogue:
             switch: The newest announcement; one that :meth:`switch` is told meanwhile counts too.
 
         Returns:
-            How many products were left out, as :meth:`put` would refuse them.
+            How many products :meth:`put` would refuse, or take without a vector; one is logged.
         """
         refused = 0
+        first: tuple[str, RejectedError] | None = None
+        # By slot the number of the space that a product had first.
+        numbers = {"": 0}
+        oldest = np.zeros(0, dtype=np.int32)
         self._announced = switch
         self._is_loading = True
         for records in _chunks(products, _AT_ONCE):
             taken: dict[str, _Read] = {}
             for record in records:
                 try:
-                    taken[record.product_id] = record, self._read(record)
-                except RejectedError:
+                    taken[record.product_id] = record, _vectors(record)
+                except RejectedError as error:
                     refused += 1
-            self._take(taken)
+                    first = first or (record.product_id, error)
+            slots, left_out = self._take(taken)
+            refused += len(left_out)
+            first = first or next(iter(left_out.items()), None)
+            lengthen(oldest, len(self.slots))
+            oldest[slots] = [
+                numbers.setdefault(next(iter(read), ""), len(numbers)) for _, read in taken.values()
+            ]
         slots_of = SlotSnapshot(self.slots)
         for rows in _chunks(related, _LEARNED_AT_ONCE):
             self.facts.put_related(list({row.product_id: row for row in rows}.values()), slots_of)
+        if first is not None:
+            logger.error("product %s is left out or lacks a vector: %s", *first)
         self._is_loading = False
-        self._settle()
+        counts = np.bincount(oldest, minlength=len(numbers)).tolist()
+        self._settle(dict(zip(numbers, counts, strict=True)))
         self._expect_twice()
         return refused
 
-    def _read(self, record: ProductRecord) -> dict[str, FloatMatrix]:
-        """Decode a record's vectors (d,) by space, and make room for spaces that are new.
+    def _fit(self, taken: dict[str, _Read]) -> dict[str, RejectedError]:
+        """Take out vectors that do not fit their space, and return why by product id.
 
-        Raises:
-            RejectedError: A vector is none, or has another length than its space.
+        A new space has the length that most of these records have; of as many, the first.
         """
-        vectors = {space: _vector(text) for space, text in record.vectors.items()}
-        for space, vector in vectors.items():
+        lengths: dict[str, Counter[int]] = {}
+        for _, vectors in taken.values():
+            for space, vector in vectors.items():
+                lengths.setdefault(space, Counter())[len(vector)] += 1
+        left_out: dict[str, RejectedError] = {}
+        for space, counts in lengths.items():
             table = self._vectors.get(space)
-            if table is not None and table.dimensions == len(vector):
-                continue
             wanted = {
                 self._required_dimensions,
                 table.dimensions if table is not None else 0,
                 self._encoder_dimensions if space == self._encoder_space else 0,
-            } - {0, len(vector)}
-            if wanted:
-                detail = f"{len(vector)} dimensions in a space of {min(wanted)}: {space}"
-                raise RejectedError(Reason.WRONG_LENGTH, detail)
-        # In their order, so that the same records leave the same spaces.
-        for space in (space for space in vectors if space not in self._vectors):
-            self._vectors[space] = VectorTable(len(vectors[space]))
-            safe = {space, self._active, self._announced.space if self._announced else None}
-            others = {one: len(table) for one, table in self._vectors.items() if one not in safe}
-            if len(self._vectors) > _MOST_SPACES and others:
-                del self._vectors[min(others, key=lambda one: (others[one], one))]
-        return vectors
+            } - {0} or {counts.most_common(1)[0][0]}
+            if wanted == counts.keys():
+                continue
+            for product_id, (_, vectors) in taken.items():
+                length = len(vectors.get(space, ()))
+                if length and wanted != {length}:
+                    del vectors[space]
+                    detail = f"{length} dimensions in a space of {min(wanted - {length})}: {space}"
+                    left_out[product_id] = RejectedError(Reason.WRONG_LENGTH, detail)
+        return left_out
 
-    def _take(self, taken: dict[str, _Read]) -> Slots:
-        """Store records by product id in all columns but the index, and return their slots."""
+    def _take(self, taken: dict[str, _Read]) -> tuple[Slots, dict[str, RejectedError]]:
+        """Store records by product id in all columns but the index.
+
+        Returns:
+            Their slots, and what :meth:`_fit` left out.
+        """
+        left_out = self._fit(taken)
         slots = self.slots.extend(list(taken))
         lengthen(self._stock, len(self.slots))
         before = self._stock[slots]
@@ -312,8 +339,14 @@ class Catalogue:
         for slot, one, stock in zip(slots.tolist(), records, before.tolist(), strict=True):
             if stock == _IN_STOCK and not one.in_stock:
                 self._lexical.remove(slot)
-        for space, table in self._vectors.items():
-            held = {at: read[space] for at, (_, read) in enumerate(taken.values()) if space in read}
+        by_space: dict[str, dict[int, FloatMatrix]] = {space: {} for space in self._vectors}
+        for at, (_, vectors) in enumerate(taken.values()):
+            for space, vector in vectors.items():
+                by_space.setdefault(space, {})[at] = vector
+        for space, held in by_space.items():
+            table = self._vectors.get(space)
+            if table is None:
+                table = self._vectors[space] = VectorTable(len(next(iter(held.values()))))
             if len(held) < len(slots):
                 gone = table.holds(slots)
                 gone[list(held)] = False
@@ -321,16 +354,27 @@ class Catalogue:
                     table.drop(slot)
             if held:
                 table.extend(slots[list(held)], np.array(list(held.values())))
-        return slots
+            if len(self._vectors) > _MOST_SPACES:
+                safe = {space, self._active, self._announced.space if self._announced else None}
+                others = {one: len(of) for one, of in self._vectors.items() if one not in safe}
+                del self._vectors[min(others, key=lambda one: (others[one], one))]
+        return slots, left_out
 
-    def _settle(self) -> None:
-        """Forget spaces without a product, and make that space the active one that should be."""
+    def _settle(self, oldest: Mapping[str, int] | None = None) -> None:
+        """Forget spaces without a product, and make that space the active one that should be.
+
+        Args:
+            oldest: By space, products that had it first; where nothing is announced they decide.
+        """
         if self._is_loading:
             return  # once all is there: to fill an index takes seconds
         self._vectors = {space: table for space, table in self._vectors.items() if len(table)}
         held = {space: len(table) for space, table in self._vectors.items()}
-        active = self._active if self._active in held else most_held(held)
         announced = self._announced
+        votes = held
+        if oldest is not None and announced is None:
+            votes = {space: oldest.get(space, 0) for space in held}
+        active = self._active if self._active in held else most_held(votes)
         if (
             announced is not None
             and active is not None
@@ -382,6 +426,10 @@ class Catalogue:
     def _expect_twice(self) -> None:
         numbered = len(self.slots) + self.facts.category_count
         self._most_numbered = max(_LEAST_NUMBERED, 2 * numbered)
+
+
+def _vectors(record: ProductRecord) -> dict[str, FloatMatrix]:
+    return {space: _vector(text) for space, text in record.vectors.items()}
 
 
 def _vector(text: str) -> FloatMatrix:

@@ -147,7 +147,7 @@ class RecommenderConfig:
     max_moves_per_minute: int = 0
     """Events of a user and minute, by their own times, that move the profile; 0: all do."""
     dimensions: int = 0
-    """Vector length that every product must have; 0: the first product of a space decides."""
+    """Vector length that every product must have; 0: a space's first products decide."""
     execution_mode: str = THREAD_MODE
     """The Python execution mode that must be in force."""
     events_topic: str = "events"
@@ -334,7 +334,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         spent_s = time.monotonic() - began_s
         logger.info("the catalogue is read: %d products in %.1f s", len(catalogue), spent_s)
         if refused:
-            logger.error("%d products are left out: their vectors do not fit their space", refused)
+            logger.error("%d products are left out or lack a vector that does not fit", refused)
 
     def _read_products(self, gone: set[str]) -> Iterator[ProductRecord]:
         for record, key in self._read_whole(self._config.products_topic):
@@ -484,21 +484,24 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         topic = self._topics[value[5]]
         if offset < self._read_to.get((topic, partition), 0):
             return
+        rejected: RejectedError | None = None
         try:
             if value[5] == RELATED_ROW:
                 self._change_related(key, payload)
             else:
-                self._change_product(key, payload)
+                rejected = self._change_product(key, payload)
         except RejectedError as error:
-            # Every subtask sees every product; one of them speaks for all.
-            if partition % self._parallelism == self._subtask:
-                origin = Origin(partition, offset, value[4] if value[4] >= MIN_TIMESTAMP_MS else 0)
-                yield self._dead_letter(topic, key, payload, origin, error)
-            return
+            rejected = error
+        # Every subtask sees every product; one of them speaks for all.
+        if rejected is not None and partition % self._parallelism == self._subtask:
+            origin = Origin(partition, offset, value[4] if value[4] >= MIN_TIMESTAMP_MS else 0)
+            yield self._dead_letter(topic, key, payload, origin, rejected)
         self._show_catalogue()
         yield from self._make_lists()
 
-    def _change_product(self, key: str, payload: bytes | None) -> None:
+    def _change_product(self, key: str, payload: bytes | None) -> RejectedError | None:
+        """Apply a record of `products`, and return why a vector of it is left out."""
+        left_out = None
         catalogue, lists = self._catalogue, self._lists
         if payload is None:
             product_id = decode_tombstone(key)
@@ -510,11 +513,12 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         else:
             record = decode_record(key, payload)
             is_new = not catalogue.knows(record.product_id)
-            catalogue.put(record)
+            left_out = catalogue.put(record)
             if is_new:
                 self._growth.add(time.monotonic())
             if lists is not None:
                 lists.changed(record.product_id)
+        return left_out
 
     def _change_related(self, key: str, payload: bytes | None) -> None:
         if payload is None:

@@ -407,6 +407,14 @@ class Pipeline:
             for product_id, vector in vectors.items():
                 self.catalogue[product_id] = CatalogueItem(unit(vector), in_stock)
 
+    def fill(self, vectors: Mapping[str, Any]) -> None:
+        """Put whole products into the topic of products, as a job has left them."""
+        for product_id, vector in vectors.items():
+            whole = encode(record(product_id, unit(vector).astype(np.float32), SPACE))
+            self._control.send(self.topics["products"], product_id.encode(), whole)
+            self.catalogue[product_id] = CatalogueItem(unit(vector))
+        self._control.flush()
+
     def announce(self, space: str) -> None:
         """Say that a space is published whole."""
         topic = self.topics[CATALOGUE]

@@ -82,16 +82,19 @@ def test_what_is_no_record_changes_nothing(key: bytes | None, value: bytes) -> N
     assert memory.rejected == 1
 
 
-@pytest.mark.parametrize("read", [False, True])
-def test_what_is_shown_of_a_product_holds_also_where_its_vector_fits_no_other(read: bool) -> None:
+@pytest.mark.parametrize("read", [True, False])
+def test_vector_that_does_not_fit_its_space_keeps_nothing_else_back(read: bool) -> None:
     memory = CatalogueMemory(10)
     memory.caught_up = read
-    memory.apply(b"z", record("z"))
-    memory.apply(b"a", record("a", "new", dimensions=3))
+    for name in ("y", "z", "a"):
+        memory.apply(name.encode(), record(name, "before"))
+    memory.apply(b"a", record("a", "after", dimensions=3))
     memory.caught_up = True
-    assert memory.rows["a"].title == "new"
+    row = memory.rows.get("a")
+    assert row is not None
+    assert row.title == "after"
+    assert nearest_to(memory, "y") == ["z"]
     assert memory.rejected == 1
-    assert nearest_to(memory, "a") == []
 
 
 def test_full_memory_leaves_out_and_is_not_complete_until_there_is_none_left_out() -> None:

@@ -139,14 +139,45 @@ def test_a_product_without_a_vector_is_known_and_found_once_it_has_one() -> None
 
 
 @pytest.mark.parametrize("space", ["a", "b"])
-def test_a_vector_of_another_length_than_its_space_is_refused(space: str) -> None:
-    catalogue = with_products(of(0, "a", "b"), of(1, "a"))
-    before = answers(catalogue)
-    for product in ("p0", "p9"):
-        with pytest.raises(RejectedError) as caught:
-            catalogue.put(record(product, unit_vectors(1, 5)[0], space))
-        assert caught.value.reason is Reason.WRONG_LENGTH
-    assert answers(catalogue) == before
+def test_a_vector_of_another_length_than_its_space_is_left_out_and_the_rest_is_taken(
+    space: str,
+) -> None:
+    catalogue = with_products(of(0, "a", "b", title="Mug"), of(1, "a"), of(2, "a", "b"))
+    wrong, other = unit_vectors(1, 5)[0], "ab".replace(space, "")
+    changes: dict[str, Any] = {"title": "red mug", "category": "X"}
+    for number, in_stock in ((0, False), (9, True)):
+        vectors = {space: wrong, other: VECTORS[other][number]}
+        change = record(f"p{number}", vectors=vectors, in_stock=in_stock, **changes)
+        left_out = catalogue.put(change)
+        assert left_out is not None
+        assert left_out.reason is Reason.WRONG_LENGTH
+        assert left_out.detail == f"5 dimensions in a space of {DIMENSIONS[space]}: {space}"
+    expected = with_products(
+        of(1, "a"),
+        of(2, "a", "b"),
+        of(0, other, in_stock=False, **changes),
+        of(9, other, **changes),
+    )
+    assert answers(catalogue) == answers(expected)
+
+
+@pytest.mark.parametrize("bad_at", [0, 1, 2])
+@pytest.mark.parametrize("at_once", [3, 100])
+def test_in_a_bulk_load_most_of_the_first_products_decide_the_length_of_their_space(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_once: int, bad_at: int
+) -> None:
+    monkeypatch.setattr(catalogue_module, "_AT_ONCE", at_once)
+    records = [of(at, "a") for at in range(6)]
+    records.insert(bad_at, record("bad", unit_vectors(1, 5)[0], "a", title="Mug"))
+    records.append(record("worse", unit_vectors(1, 5)[0], "a"))
+    loaded = Catalogue()
+    assert loaded.load(records, [], None) == 2
+    assert (len(loaded), loaded.searchable, loaded.dimensions) == (8, 6, 4)
+    # It is known, and found by its words.
+    assert loaded.slots.product_id(loaded.matches("mug", 1)[0][0]) == "bad"
+    assert [one.getMessage() for one in caplog.records] == [
+        "product bad is left out or lacks a vector: wrong_length: 5 dimensions in a space of 4: a"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +206,8 @@ def test_what_is_no_unit_vector_is_refused_whichever_way_it_comes(text: str) -> 
 
 def test_the_required_length_holds_for_the_first_product_of_any_space() -> None:
     catalogue = Catalogue(dimensions=4)
-    with pytest.raises(RejectedError, match="4"):
-        catalogue.put(of(1, "b"))
-    assert (len(catalogue), catalogue.space) == (0, None)
+    assert "4" in str(catalogue.put(of(1, "b")))
+    assert (len(catalogue), catalogue.space) == (1, None)
     catalogue.put(of(1, "a"))
     assert catalogue.searchable == 1
 
@@ -191,13 +221,9 @@ def test_the_space_of_texts_has_their_length_from_its_first_product_on(
     query = unit_vectors(1, 6)[0]
     catalogue = Catalogue(encoder=lambda _: query, encoder_space="text", encoder_dimensions=6)
     one = record("p1", unit_vectors(1, length)[0], space)
-    if taken:
-        catalogue.put(one)
-        assert (catalogue.query_vector("mug") is not None) == (space == "text")
-    else:
-        with pytest.raises(RejectedError, match="dimensions"):
-            catalogue.put(one)
-        assert len(catalogue) == 0
+    assert (catalogue.put(one) is None) == taken
+    assert catalogue.space == (space if taken else None)
+    assert (catalogue.query_vector("mug") is not None) == (taken and space == "text")
 
 
 def announced(space: str, started_ms: int = 1, *, force: bool = False) -> SpaceSwitch:
@@ -281,6 +307,40 @@ def test_few_spaces_are_kept_whatever_products_have() -> None:
         catalogue.put(record(f"q{at}", unit_vectors(1, 5)[0], f"stray{at}"))
         assert len(catalogue._vectors) <= 4
     assert {"a", "b", "stray19"} <= catalogue._vectors.keys()
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+def test_few_spaces_are_kept_of_many_in_a_bulk_load(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(catalogue_module, "_AT_ONCE", at_once)
+    records = [record(f"p{at}", VECTORS["a"][at], f"stray{at % 5}") for at in range(5)]
+    # Under the name of a space that may have had to go, but longer.
+    records += [record(f"p{at}", VECTORS["b"][at], "stray0") for at in range(5, 9)]
+    catalogue = Catalogue()
+    catalogue.load(records, [], None)
+    assert len(catalogue) == 9
+    assert len(catalogue._vectors) <= 4
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_a_bulk_load_without_an_announcement_keeps_the_space_that_products_had_first(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(catalogue_module, "_AT_ONCE", at_once)
+    live = Catalogue()
+    # "a" is first by name; nobody has announced it. One product is told again and again.
+    records = [
+        *(of(at, "b") for at in range(3)),
+        *(of(at, "b", "a") for at in range(3)),
+        *(of(5, "a") for _ in range(9)),
+    ]
+    for one in records:
+        live.put(one)
+    loaded = Catalogue()
+    loaded.load(records, [], None)
+    assert live.space == loaded.space == "b"
+    assert answers(loaded) == answers(live)
 
 
 def test_what_is_learned_comes_and_goes_by_itself() -> None:

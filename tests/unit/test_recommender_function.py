@@ -832,19 +832,34 @@ def test_one_subtask_alone_reports_a_broken_row(
 
 def test_rejected_product_keeps_the_one_before(clock: Clock) -> None:
     shop = Harness(clock, CONFIG, with_products(clock, CONFIG).backend, subtask=3)
-    shop.product(0, vector=unit([1.0, 2.0]))  # 2 dimensions in a space of 4
     shop.broadcast("", None)
     shop.broadcast("\xff", encode(record("p0", PRODUCTS["p1"])))
     assert [letter.reason for letter in shop.letters()] == [
-        Reason.WRONG_LENGTH,
         Reason.MISSING_KEY,
         Reason.KEY_MISMATCH,
     ]
     assert shop.count("catalogue_searchable") == 6
     # In bulk they are counted and left out.
     again = Harness(clock, CONFIG, shop.backend.copy())
-    assert again.count("rejected_rows") == 3
+    assert again.count("rejected_rows") == 2
     assert again.count("catalogue_searchable") == 6
+
+
+@pytest.mark.parametrize(("subtask", "letters"), [(3, 1), (0, 0)])
+def test_vector_that_does_not_fit_its_space_is_a_dead_letter_and_the_rest_is_taken(
+    clock: Clock, subtask: int, letters: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = Harness(clock, CONFIG, with_products(clock, CONFIG).backend, subtask=subtask)
+    shop.product(0, vector=unit([1.0, 2.0]))  # 2 dimensions in a space of 4
+    assert [one.reason for one in shop.letters()] == [Reason.WRONG_LENGTH] * letters
+    assert shop.count("catalogue_size") == 6
+    assert shop.count("catalogue_searchable") == 5
+    # In bulk it is counted, and the first one is shown.
+    again = Harness(clock, CONFIG, shop.backend.copy())
+    assert again.count("rejected_rows") == 1
+    assert again.count("catalogue_size") == 6
+    assert again.count("catalogue_searchable") == 5
+    assert "product p0 is left out or lacks a vector" in caplog.text
 
 
 def test_tombstone_of_an_id_outside_ascii_deletes_it(clock: Clock) -> None:
