@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.workload import Workload, load
 from connectors.cassandra_schema import create_schema
 from connectors.cassandra_session import CassandraOptions, connect
+from local.cli import CATALOGUE, PRODUCTS, RELATED, TOPICS
 from local.stack import Stack, StackConfig
 
 METRICS = ("events", "lookups", "rows_written", "catalogue_size", "tick_ms", "write_retries")
@@ -126,8 +127,8 @@ class Bench:
     def topics(self, suffix: str = "") -> None:
         """Create the topics of a job of its own."""
         self.topic(f"events{suffix}")
-        for name in ("catalogue", "products", "related"):
-            self.topic(f"{name}{suffix}", 4, cleanup_policy="compact")
+        for name in (CATALOGUE, PRODUCTS, RELATED):
+            self.stack.kafka.create_topic(f"{name}{suffix}", *TOPICS[name])
         self.topic(f"dead-letters{suffix}", 1)
 
     def load(self, workload: Workload, suffix: str = "") -> None:

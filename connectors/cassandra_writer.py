@@ -283,8 +283,11 @@ class CassandraWriter:
         for change in changes:
             at_us = change.changed_us
             at_ms = at_us // 1000
-            old, new = (None if one is None else ProductRow.of(one, at_ms) for one in change[:2])
-            for write in product_writes(old, new, at_us, change.record):
+            old, new, *between = (
+                None if one is None else ProductRow.of(one, at_ms)
+                for one in (change.old, change.new, *change.between)
+            )
+            for write in product_writes(old, new, at_us, change.record, between):
                 if is_row(write):
                     rows.append(write)
                 else:

@@ -27,7 +27,10 @@ _MECHANISMS: Final = {
 _JAAS: Final = re.compile(
     r"\s*[\w.$]*?(\w+)\s+(?:required|requisite|sufficient|optional)\b(.*);\s*", re.DOTALL
 )
-_JAAS_OPTION: Final = re.compile(r'\s*([\w.]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.DOTALL)
+# In quotes a backslash keeps what follows, but for Java's names of other characters (\n, \101).
+_JAAS_OPTION: Final = re.compile(
+    r"""\s*([\w.]+)\s*=\s*((["'])(?:(?!\3)[^\\]|\\[^0-7abfnrtv])*\3|[^\s;"'\\]+)(?=\s|$)"""
+)
 _REMEDY: Final = (
     "name what librdkafka, which reads products and related, shall have instead:"
     " --librdkafka-property NAME=VALUE or --librdkafka-property-file NAME=FILE"
@@ -85,11 +88,13 @@ def _login(security: dict[str, str]) -> dict[str, str]:
         msg = f"Kafka property sasl.mechanism {mechanism} has no translation; {_REMEDY}"
         raise ValueError(msg)
     found = _JAAS.fullmatch(jaas or "")
+    told = found[2].rstrip() if found else ""
     options = {
-        name: re.sub(r"\\(.)", r"\1", quoted) or bare
-        for name, quoted, bare in _JAAS_OPTION.findall(found[2] if found else "")
+        name: re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if quote else value
+        for name, value, quote in _JAAS_OPTION.findall(told)
     }
-    if found is None or found[1] != module or not {"username", "password"} <= options.keys():
+    is_whole = not _JAAS_OPTION.sub("", told) and {"username", "password"} <= options.keys()
+    if found is None or found[1] != module or not is_whole:
         msg = (
             f"Kafka property sasl.jaas.config is no {module} with a username and a password;"
             f" {_REMEDY}"

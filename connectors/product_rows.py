@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -46,7 +47,11 @@ class Write(NamedTuple):
 
 
 def product_writes(
-    old: ProductRow | None, new: ProductRow | None, at_us: int, record: bytes = b""
+    old: ProductRow | None,
+    new: ProductRow | None,
+    at_us: int,
+    record: bytes = b"",
+    between: Iterable[ProductRow | None] = (),
 ) -> list[Write]:
     """Return the writes that replace ``old`` by ``new``.
 
@@ -61,8 +66,10 @@ def product_writes(
         at_us: The time of the change, epoch microseconds: the newest wins, whatever the order in
             which changes arrive.
         record: The whole of the product, see :mod:`udfs.product_record`.
+        between: What the scopes may hold of it besides, left by a writer that failed.
     """
-    before = _keys(old) if old is not None else {}
+    earlier = [one for one in (old, *between) if one is not None]
+    before = {key: values for one in earlier for key, values in _keys(one).items()}
     after = _keys(new) if new is not None else {}
     writes = [
         Write("delete_product_in_scope", (at_us, *values))
@@ -75,8 +82,8 @@ def product_writes(
         price = NO_PRICE if new.price is None else new.price
         shown = (new.product_id, new.title, new.category, price, new.in_stock, new.updated_at)
         writes.append(Write("insert_product", (*shown, record, at_us)))
-    elif old is not None:
-        writes.append(Write("delete_product", (at_us, old.product_id)))
+    elif earlier:
+        writes.append(Write("delete_product", (at_us, earlier[0].product_id)))
     return writes
 
 

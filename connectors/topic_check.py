@@ -20,6 +20,8 @@ from udfs.schemas import MS_A_DAY
 
 # Kafka does not tell this client, or is too old to.
 _NOT_TOLD: Final = ("AuthorizationException", "UnsupportedVersionException")
+# How long compaction leaves each record of `catalogue`: so long the job may be away.
+UNREAD_MS: Final = 7 * MS_A_DAY
 _NO_TOPIC: Final = "UnknownTopicOrPartitionException"
 
 
@@ -79,7 +81,8 @@ def problems(topics: Topics, found: Found, bootstrap: str) -> list[str]:
 
 def _created_with(topics: Topics, topic: str) -> Mapping[str, object]:
     if topic in topics.compacted:
-        return {"cleanup.policy": "compact"}
+        lag = {"min.compaction.lag.ms": UNREAD_MS} if topic == topics.catalogue else {}
+        return {"cleanup.policy": "compact", **lag}
     return {"retention.ms": 30 * MS_A_DAY} if topic == topics.dead_letters else {}
 
 
@@ -97,6 +100,10 @@ def _wrong(
         if tombstones_ms is not None and 0 <= tombstones_ms < MS_A_DAY:
             why = f"who was away for a day must hear of deletions: at least {MS_A_DAY}"
             yield "delete.retention.ms", why, MS_A_DAY
+        lag_ms = _number(settings, "min.compaction.lag.ms")
+        if topic == topics.catalogue and lag_ms is not None and lag_ms < MS_A_DAY:
+            why = f"what a partial update leaves out must wait for the job: at least {MS_A_DAY}"
+            yield "min.compaction.lag.ms", why, UNREAD_MS
         return
     if policies not in (None, {"delete"}):
         # Their keys are user ids, of which there are many records.

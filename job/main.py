@@ -146,6 +146,7 @@ def _warn(text: str) -> None:
 def main(arguments: list[str]) -> None:
     """Submit the job."""
     options = parse(arguments)
+    options.check_librdkafka()
     check_topics(options)
     environment = StreamExecutionEnvironment.get_execution_environment()
     build(environment, options)

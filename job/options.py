@@ -9,9 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from confluent_kafka import KafkaException
+
 from connectors.cassandra_schema import MAX_LIST_TTL_DAYS, SECONDS_A_DAY
 from connectors.cassandra_session import CassandraOptions
 from connectors.cassandra_writer import WriterConfig
+from connectors.compacted_topic import CompactedTopics
 from connectors.kafka import KafkaOptions
 from connectors.librdkafka import librdkafka_settings
 from udfs.catalogue_function import CatalogueConfig
@@ -65,6 +68,32 @@ class JobOptions:
         """
         kafka = self.kafka
         return librdkafka_settings(kafka.bootstrap, kafka.properties, self.librdkafka_properties)
+
+    def check_librdkafka(self) -> None:
+        """Make and close what reads whole topics, as each TaskManager will make it.
+
+        Files are not looked at, nor a key whose certificate is one: they may be there alone.
+
+        Raises:
+            OptionError: librdkafka refuses a setting; the message shows no secret.
+        """
+        settings = self.librdkafka()
+        keys = "ssl.key." if "ssl.certificate.location" in settings else "plugin."
+        here = {
+            name: value
+            for name, value in settings.items()
+            if not name.endswith((".location", ".file")) and not name.startswith(("plugin.", keys))
+        }
+        try:
+            CompactedTopics(here, ()).close()
+        except KafkaException as error:
+            said = error.args[0].str()
+            for name, value in here.items():
+                if value and _SECRET.search(name):
+                    said = said.replace(value, "…")
+            msg = f"librdkafka: {said}; change it by --librdkafka-property or its -file"
+            # Not `from error`, which would be printed too.
+            raise OptionError(msg) from None
 
 
 def _hosts(text: str) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ _COMPACTED: Final = {"cleanup.policy": "compact", "delete.retention.ms": str(7 *
 # More partitions than TaskManagers, so that a rescale needs no repartitioning of the topic.
 TOPICS: Final[dict[str, tuple[int, dict[str, str]]]] = {
     EVENTS: (8, {}),
-    CATALOGUE: (4, _COMPACTED),
+    # A job that is away for a week still reads each partial update.
+    CATALOGUE: (4, {**_COMPACTED, "min.compaction.lag.ms": str(7 * _DAY_MS)}),
     # Rejected records hold personal data.
     DEAD_LETTERS: (2, {"retention.ms": str(30 * _DAY_MS)}),
     PRODUCTS: (4, _COMPACTED),

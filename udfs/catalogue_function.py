@@ -322,7 +322,7 @@ class CatalogueFunction(KeyedProcessFunction):
             yield Row(DEAD_LETTERS, *self._to_row(letter))
         refused = {letter.key for letter in letters if letter.topic in _ROWS}
         for key, outcome, encoded in outcomes:
-            if outcome.accepted and key not in refused:
+            if (outcome.accepted or outcome.related is not None) and key not in refused:
                 yield from _rows(key.encode("latin-1"), outcome, encoded)
         self._collector.collect(idle=True)
 

@@ -54,6 +54,8 @@ class Outcome:
     """Whether what was known to be related leaves."""
     related: RelatedRow | None = None
     """What comes in its place, where the shop sent something."""
+    between: tuple[ProductDetails, ...] = ()
+    """What it was for a moment: where a writer failed before its row, its scopes may say so."""
     deleted_us: int = 0
     """Write time of the newest deletion, epoch microseconds; 0: none is known."""
 
@@ -63,9 +65,10 @@ class Outcome:
         Args:
             encoded: ``after`` as it stands in the row; empty where there is none.
         """
-        if not self.accepted or same(self.before, self.after):
+        if not self.between and (not self.accepted or same(self.before, self.after)):
             return None
-        return ProductChange(_details(self.before), _details(self.after), self.at_us, encoded)
+        before, after = _details(self.before), _details(self.after)
+        return ProductChange(before, after, self.at_us, encoded, self.between)
 
 
 def apply_updates(
@@ -88,7 +91,10 @@ def apply_updates(
     # Above what was written, however the clock is set.
     at_us = max(now_us, (base.updated_us if base is not None else 0) + 1, deleted_us + 1)
     outcome = Outcome(base, base, at_us, deleted_us=deleted_us)
+    passed: list[ProductRecord | None] = []
+    related_at = 0
     for update in updates:
+        passed.append(outcome.after)
         said = update.said
         if said is None:
             outcome.after = None
@@ -96,8 +102,13 @@ def apply_updates(
             outcome.deletes_related, outcome.related = True, None
             outcome.accepted += 1
             continue
+        related = related_of(said) if isinstance(said, Product) else None
         if is_late(outcome.after, said):
             outcome.late += 1
+            # After a failure it can be late because the row has what followed it. What is related
+            # stands in no row, so it is taken where nothing newer came with it.
+            if related is not None and (said.updated_at or 0) >= related_at:
+                outcome.related, related_at = related, said.updated_at or 0
             continue
         try:
             outcome.after = merge(
@@ -112,10 +123,12 @@ def apply_updates(
             outcome.rejected.append((update, error))
             continue
         outcome.accepted += 1
-        related = related_of(said) if isinstance(said, Product) else None
         if related is not None:
-            outcome.related = related
-    if same(base, outcome.after):
+            outcome.related, related_at = related, outcome.after.updated_at
+    known = (_details(base), _details(outcome.after))
+    states = dict.fromkeys(map(_details, passed[1:]))
+    outcome.between = tuple(one for one in states if one is not None and one not in known)
+    if not outcome.between and same(base, outcome.after):
         # It is emitted as it was written.
         outcome.after = base
     return outcome

@@ -620,6 +620,8 @@ class ProductChange(NamedTuple):
     """Epoch microseconds; the newest change wins."""
     record: bytes = b""
     """The whole of it (:class:`udfs.product_record.ProductRecord`) as JSON; empty where deleted."""
+    between: tuple[ProductDetails, ...] = ()
+    """What the scopes may say of it, left by a writer that failed between these states."""
 
 
 class Erasure(NamedTuple):

@@ -24,6 +24,7 @@ from connectors.topic_publisher import TopicPublisher
 from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, PRODUCTS, RELATED, TOPICS
 from local.errors import StackError
 from local.stack import Stack
+from tests.unit.builders import record
 from tests.verification import (
     CatalogueItem,
     Encoder,
@@ -37,6 +38,7 @@ from tests.verification import (
     unit,
     verify,
 )
+from udfs.product_record import encode
 from udfs.schemas import (
     SPACE_KEY,
     Event,

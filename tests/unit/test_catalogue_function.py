@@ -163,9 +163,7 @@ class Table:
         self.batches.append(batch.products)
         letters = []
         for change in batch.products:
-            details = change.new or change.old
-            assert details is not None
-            name = details.product_id
+            name = next(one for one in (*change[:2], *change.between) if one).product_id
             if name in self.refused:
                 letters.append(
                     DeadLetter(
@@ -345,6 +343,17 @@ def test_what_is_late_by_the_shops_own_times_is_counted_and_dropped(harness: Har
     harness.advance()
     assert [record and record.title for record in harness.records()] == ["new"]
     assert harness.counts() == {"catalogue_updates": 1, "late_updates": 2}
+
+
+def test_what_is_related_is_passed_on_of_a_late_record_too(harness: Harness) -> None:
+    harness.product(updated_at=START_MS)
+    harness.advance()
+    # As after a failure: the row has been written, and what was related had not been sent.
+    harness.product(updated_at=START_MS - 1, related={"q": 1.0})
+    harness.advance()
+    ((_, value),) = harness.emitted(RELATED)
+    assert decode_related("p", value or b"").related == {"q": 1.0}
+    assert len(harness.table.batches[-1]) == 0
 
 
 def test_a_tombstone_deletes_the_row_and_what_is_related(harness: Harness) -> None:

@@ -141,3 +141,30 @@ def test_an_override_replaces_what_was_translated() -> None:
     assert translated({"security.protocol": "SSL"}, security_protocol="PLAINTEXT") == {
         "security.protocol": "PLAINTEXT"
     }
+
+
+@given(TEXT.filter(lambda text: "'" not in text))
+def test_single_quotes_hold_a_value_as_double_ones_do(password: str) -> None:
+    jaas = f"{PLAIN} required username='me' password='{password}';"
+    made = translated({"sasl.mechanism": "PLAIN", "sasl.jaas.config": jaas})
+    assert (made["sasl.username"], made["sasl.password"]) == ("me", password)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "username=me password='hunter2",
+        "username=me password='hunter2'x",
+        'username=me password="hunter2" stray',
+        "username='m'e password=hunter2",
+        "stray username=me password=hunter2",
+        "username=me password=hunter2; b.OtherModule required a=b",
+        # A tab for Java's client, and not a t.
+        'username=me password="hunter2\\t"',
+    ],
+)
+def test_a_login_that_is_not_read_to_its_end_is_refused(options: str) -> None:
+    jaas = f"{PLAIN} required {options};"
+    with pytest.raises(ValueError, match=r"sasl\.jaas\.config.*--librdkafka-property") as caught:
+        translated({"sasl.mechanism": "PLAIN", "sasl.jaas.config": jaas})
+    assert "hunter2" not in str(caught.value)

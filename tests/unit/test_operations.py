@@ -268,6 +268,19 @@ def test_the_job_understands_its_arguments(tmp_path: Path) -> None:
     assert options.librdkafka()["sasl.password"] == "secret"
 
 
+def test_the_pages_say_that_topics_of_products_keep_their_partitions() -> None:
+    anchor = "operations.md#partitions-of-the-topics-of-products"
+    rescale = RUNBOOK.split("\n## Rescale\n")[1].split("\n## ")[0]
+    formats = (PROJECT / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert anchor in rescale
+    assert anchor in formats
+    page = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.split("\n## Partitions of the topics of products\n")[1].split("\n## ")[0]
+    for topic in (cli.CATALOGUE, cli.PRODUCTS, cli.RELATED):
+        assert f"`{topic}`" in section
+        assert f"--{topic}-topic" in section
+
+
 def test_the_service_understands_its_variables(tmp_path: Path) -> None:
     variables = dict(MANIFESTS["ConfigMap recommender-api"]["data"])
     settings = (PROJECT / "api" / "gunicorn.conf.py").read_text(encoding="utf-8")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from connectors.kafka import KafkaOptions
+from job.main import main
 from job.options import JobOptions, OptionError, parse, parser
 from udfs.ranking import RankingConfig
 from udfs.variants import Experiment, Variant
@@ -303,6 +307,44 @@ def test_a_property_that_librdkafka_cannot_have_is_named_at_submission() -> None
         "bootstrap.servers": "127.0.0.1:9092",
         "sasl.mechanism": "GSSAPI",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nope": "1"}, 'No such configuration property: "nope"'),
+        ({"client.dns.lookup": "default"}, '"default" for configuration property "client.dns'),
+        ({"sasl.mechanism": "NONE", "security.protocol": "SASL_SSL"}, "SASL mechanism: NONE"),
+        ({"ssl.key.pem": "hunter2", "security.protocol": "SSL"}, "ssl.key.pem failed"),
+        # librdkafka itself would show it.
+        ({"sasl.mechanism": "hunter2", "security.protocol": "SASL_SSL",
+          "sasl.password": "hunter2"}, "SASL mechanism: …"),
+    ],
+)  # fmt: skip
+def test_what_librdkafka_refuses_is_said_at_submission(given: dict[str, str], said: str) -> None:
+    with pytest.raises(OptionError, match=rf"{re.escape(said)}.*--librdkafka-property") as caught:
+        JobOptions(librdkafka_properties=given).check_librdkafka()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_job_whose_settings_librdkafka_refuses_asks_nobody_and_is_not_submitted() -> None:
+    with pytest.raises(OptionError, match="nope"):
+        main(["--librdkafka-property", "nope=1"])
+
+
+def test_files_of_the_task_managers_alone_are_not_looked_at() -> None:
+    folder = "/only/there/"
+    of_flink = {
+        "security.protocol": "SSL",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": folder + "ca.pem",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": folder + "me.pem",
+        "ssl.key.password": "hunter2",
+    }
+    JobOptions(kafka=KafkaOptions(properties=of_flink)).check_librdkafka()
+    own = {"plugin.library.paths": folder + "x", "ssl.keystore.location": folder + "me.p12"}
+    JobOptions(librdkafka_properties={"security.protocol": "SSL", **own}).check_librdkafka()
 
 
 def test_lists_are_kept_as_long_as_profiles_and_the_job_knows_how_the_service_reads() -> None:

@@ -16,7 +16,8 @@ NAMES = Topics("e", "c", "d", "p", "r")
 COMPACTED = {"cleanup.policy": "compact", "delete.retention.ms": "86400000"}
 GOOD: dict[str, dict[str, str]] = {
     "e": {"cleanup.policy": "delete"},
-    **dict.fromkeys("cpr", COMPACTED),
+    **dict.fromkeys("pr", COMPACTED),
+    "c": {**COMPACTED, "min.compaction.lag.ms": "86400000"},
     "d": {
         "cleanup.policy": "delete",
         "max.message.bytes": "1048588",
@@ -42,6 +43,7 @@ def test_topics_with_a_brokers_defaults_are_right_but_for_the_compacted_one() ->
         ("r", "cleanup.policy", "delete", "compact"),
         ("c", "cleanup.policy", "compact,delete", "compact"),
         ("c", "delete.retention.ms", "3600000", "86400000"),
+        ("c", "min.compaction.lag.ms", "0", "604800000"),
         ("d", "max.message.bytes", "1000000", "1048588"),
         ("d", "retention.ms", "-1", "2592000000"),
         ("d", "cleanup.policy", "compact", "delete"),
@@ -63,7 +65,7 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it_right() -> None
     (problem,) = problems(NAMES, Found({}, frozenset({"c"})), "kafka:9092")
     assert "topic c does not exist" in problem
     assert "--create --topic c" in problem
-    assert "--config cleanup.policy=compact" in problem
+    assert "--config cleanup.policy=compact --config min.compaction.lag.ms=604800000" in problem
 
 
 def test_what_kafka_does_not_tell_is_no_problem() -> None:
@@ -97,6 +99,7 @@ def test_the_topics_of_the_local_stack_are_right() -> None:
         "cleanup.policy": "delete",
         "max.message.bytes": "1048588",
         "delete.retention.ms": "86400000",
+        "min.compaction.lag.ms": "0",
         "retention.ms": "604800000",
     }
     settings = {name: {**defaults, **config} for name, (_, config) in TOPICS.items()}

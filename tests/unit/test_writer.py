@@ -569,6 +569,24 @@ def test_refused_row_of_a_product_names_its_table_and_the_others_are_saved(
     }  # fmt: skip
 
 
+def test_scopes_that_a_failed_writer_may_have_left_are_deleted(
+    server: Server, slept: list[float]
+) -> None:
+    made = writer(server, slept)
+    left = (product("p", "left"),)
+    made.save(SaveBatch(products=[ProductChange(None, product("p"), 5, between=left)]))
+    made.drain()
+    assert server.bound[0][0] == "delete products_by_scope"
+    assert server.bound[-1][0] == "insert products"
+    # Where nothing is there in the end, a row that came late goes too.
+    server.bound.clear()
+    made.save(SaveBatch(products=[ProductChange(None, None, 6, between=left)]))
+    made.drain()
+    assert [values[0] for values in server.bound] == [
+        "delete products_by_scope", "delete products_by_scope", "delete products",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_serialised_is_refused_and_the_others_are_saved(
     server: Server, slept: list[float]
 ) -> None:
