@@ -137,8 +137,7 @@ class CatalogueMemory:
             if product_id not in self._rows and len(self._rows) >= self._max_products:
                 if not self._left_out:
                     logger.error(
-                        "the catalogue has more than %d products; the rest is read from"
-                        " Cassandra",
+                        "the catalogue has more than %d products; the rest is read from Cassandra",
                         self._max_products,
                     )
                 self._left_out.add(product_id)

@@ -322,7 +322,8 @@ def trending_lists(
                 "scan.startup.mode": "earliest-offset",
             },
         )
-        # Not by its former name, under which savepoints have offsets of another topic.
+        # Not by its former name, under which savepoints have offsets of another topic. What is made
+        # of it has other names too, see _lists.
         products = "trending-known"
         _view_of_stream(
             tables,
@@ -423,9 +424,10 @@ def _lists(
 ) -> DataStream:
     """Make the lists of the view ``name``: epoch, category, product_id, score.
 
-    The view itself, with its join, is translated with the first sort.
+    The view itself, with its join, is translated with the first sort. Savepoints have products of
+    the topic ``catalogue`` under the names -top and -lists, and nothing would take them back.
     """
-    top = f"{name}-top"
+    top = f"{name}-ranked"
     with _set(tables, _UNBATCHED):
         _view_of_stream(tables, top, _TOP.format(scored=name, length=length), _TOP_COLUMNS)
     query = _LISTS.format(
@@ -435,7 +437,7 @@ def _lists(
         category_prefix=_quoted(category_prefix),
     )
     stream = tables.to_changelog_stream(tables.sql_query(query))
-    return typed(stream, f"{name}-lists", row_type())
+    return typed(stream, f"{name}-scopes", row_type())
 
 
 def build_trending(

@@ -10,5 +10,6 @@ DEAD_LETTERS_SINK: Final = "dead-letters-sink"
 CATALOGUE_LETTERS_SINK: Final = "catalogue-letters-sink"
 PRODUCTS_SINK: Final = "products-sink"
 RELATED_SINK: Final = "related-sink"
-TRENDING_SINK: Final = "trending-sink"
+# Not "trending-sink", under which savepoints have lists of the products of the topic `catalogue`.
+TRENDING_SINK: Final = "trending-scopes-sink"
 TRENDING_CHANGES: Final = "trending-changes"

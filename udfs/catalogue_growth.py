@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-WINDOW_S: Final = 10.0
+# Longer than a pause of who fills it.
+WINDOW_S: Final = 60.0
 SHARE: Final = 0.01
 
 
@@ -28,7 +29,10 @@ class CatalogueGrowth:
         self._sum += 1
 
     def is_growing(self, products: int, now_s: float) -> bool:
-        """Tell whether more than ``SHARE`` of the products came within the last ``WINDOW_S``."""
+        """Tell whether more than ``SHARE`` of the products came within the last ``WINDOW_S``.
+
+        Where there is none yet, all of them are to come.
+        """
         while self._added and now_s - self._added[0][0] >= WINDOW_S + 1:
             self._sum -= self._added.popleft()[1]
-        return self._sum > SHARE * products
+        return not products or self._sum > SHARE * products

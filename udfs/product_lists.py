@@ -155,11 +155,14 @@ class ProductLists:
     @property
     def pending(self) -> bool:
         """Whether there is something to do now."""
-        return bool(
-            self._gone
-            or self._changed
-            or (self._at is not None and (self._sweeping or self._clock() >= self._due_s))
-        )
+        return self.wait_s == 0
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until there is something to do; None while at rest."""
+        if self._gone or self._changed or (self._at is not None and self._sweeping):
+            return 0.0
+        return None if self._at is None else max(0.0, self._due_s - self._clock())
 
     def work(self, catalogue: Products, budget_s: float, now_us: int) -> list[SavedProductList]:
         """Make lists until the time is over or nothing is to do; at least one lookup is made.

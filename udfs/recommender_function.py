@@ -21,6 +21,7 @@ reads them whole before its first event, and takes by broadcast what stands behi
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -537,7 +538,9 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
     def _keep_house(self, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Row]:
         """Do what is due and belongs to no user; a timer of the current key goes on with it.
 
-        A user's, as there is no other: a broadcast element cannot set one.
+        A user's, as there is no other: a broadcast element cannot set one. So before a task's first
+        event, and after a change that finds lists at rest, these are worked at with broadcast
+        elements alone.
         """
         unresolved = self._unresolved.report(time.monotonic())
         if unresolved is not None:
@@ -545,10 +548,13 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
             yield from self._save(SaveBatch(unresolved=unresolved, unresolved_scope=scope))
         yield from self._make_lists()
         self._collector.collect(idle=not self._touched)
+        wait_s = None if self._lists is None else self._lists.wait_s
+        if wait_s is None:
+            return
         now_ms = time.time_ns() // 1_000_000
-        is_ahead = now_ms < self._lists_ms <= now_ms + _LISTS_MS
-        if self._lists is not None and self._lists.pending and not is_ahead:
-            self._lists_ms = now_ms + _LISTS_MS
+        due_ms = now_ms + max(_LISTS_MS, math.ceil(wait_s * 1000))
+        if not now_ms < self._lists_ms <= due_ms:
+            self._lists_ms = due_ms
             ctx.timer_service().register_processing_time_timer(self._lists_ms)
 
     def _make_lists(self) -> Iterator[Row]:
@@ -736,7 +742,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
 
         A timer, because a broadcast element cannot reach the keyed state of those who wait for it;
         one a user. It ends for who waits for a product, after ``RETRIES_END_MS``: the product may
-        never come, where a catalogue does stop to grow.
+        never come, where a catalogue does get filled and stop to grow.
         """
         longest_ms = self._config.waiting_retry_max_ms
         if now_ms < profile.retry_ms <= now_ms + longest_ms:

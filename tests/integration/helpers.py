@@ -24,7 +24,7 @@ from connectors.topic_publisher import TopicPublisher
 from local.cli import CATALOGUE, DEAD_LETTERS, EVENTS, PRODUCTS, RELATED, TOPICS
 from local.errors import StackError
 from local.stack import Stack
-from tests.unit.builders import record
+from tests.unit import builders
 from tests.verification import (
     CatalogueItem,
     Encoder,
@@ -412,7 +412,7 @@ class Pipeline:
     def fill(self, vectors: Mapping[str, Any]) -> None:
         """Put whole products into the topic of products, as a job has left them."""
         for product_id, vector in vectors.items():
-            whole = encode(record(product_id, unit(vector).astype(np.float32), SPACE))
+            whole = encode(builders.record(product_id, unit(vector).astype(np.float32), SPACE))
             self._control.send(self.topics["products"], product_id.encode(), whole)
             self.catalogue[product_id] = CatalogueItem(unit(vector))
         self._control.flush()

@@ -129,11 +129,11 @@ def test_python_gets_finished_trending_lists_keyed_by_scope(
     with_trending: Any,
 ) -> None:
     assert inputs(with_trending, "trending-changes") == {
-        "trending-21600000-lists-0": "FORWARD",
-        "trending-newest-lists-0": "FORWARD",
+        "trending-21600000-scopes-0": "FORWARD",
+        "trending-newest-scopes-0": "FORWARD",
     }
-    assert inputs(with_trending, "trending-sink-21600000") == {"trending-changes": "HASH"}
-    assert "trending-sink" in tasks(with_trending)
+    assert inputs(with_trending, "trending-scopes-sink-21600000") == {"trending-changes": "HASH"}
+    assert "trending-scopes-sink" in tasks(with_trending)
 
 
 def test_offsets_and_sums_of_trending_are_found_in_older_savepoints(with_trending: Any) -> None:
@@ -142,6 +142,20 @@ def test_offsets_and_sums_of_trending_are_found_in_older_savepoints(with_trendin
     assert "GlobalGroupAggregate" in names["trending-21600000-sums-1"]
     # A repeat is known for minutes, the sums for weeks: each has a query, and a TTL, of its own.
     assert "Deduplicate" in names["trending-21600000-counted-3"]
+
+
+def test_products_of_an_older_savepoint_do_not_stay_in_the_lists(with_trending: Any) -> None:
+    # What had a state of them when they were read from the topic `catalogue`. Their source is
+    # another one since: what it does not know of it does not take back.
+    older = {
+        "trending-products-3",
+        "trending-products-7",
+        *(f"trending-{name}-top-3" for name in ("21600000", "newest")),
+        "trending-21600000-top-6",
+        *(f"trending-{name}-lists-{at}" for name in ("21600000", "newest") for at in (1, 9)),
+        "trending-sink-21600000",
+    }
+    assert older.isdisjoint(node.getTransformationUID() for node in nodes(with_trending))
 
 
 def test_repeats_can_be_counted() -> None:

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from udfs.catalogue_growth import SHARE, WINDOW_S, CatalogueGrowth
 
 
-def test_an_empty_catalogue_does_not_grow() -> None:
-    assert not CatalogueGrowth().is_growing(0, 1.0)
+def test_an_empty_catalogue_is_about_to_be_filled() -> None:
+    assert CatalogueGrowth().is_growing(0, 1.0)
+    assert not CatalogueGrowth().is_growing(1, 1.0)
+
+
+def test_a_pause_does_not_end_the_growth() -> None:
+    growth = CatalogueGrowth()
+    growth.add(0.0)
+    assert growth.is_growing(1, 45.0)
 
 
 def test_a_catalogue_grows_while_much_of_it_is_new() -> None:
@@ -22,7 +29,7 @@ def test_a_catalogue_grows_while_much_of_it_is_new() -> None:
     assert not growth.is_growing(100, 10.0 + WINDOW_S + 1)
 
 
-@given(st.lists(st.floats(0, 100), max_size=50), st.integers(0, 3000), st.floats(0, 200))
+@given(st.lists(st.floats(0, 100), max_size=50), st.integers(1, 3000), st.floats(0, 200))
 def test_only_the_last_seconds_count(times: list[float], products: int, later_s: float) -> None:
     growth = CatalogueGrowth()
     for at in sorted(times):

@@ -299,6 +299,27 @@ class TestChanges:
         clock.now += 3600
         assert not made.pending
 
+    def test_it_says_how_long_it_waits(self) -> None:
+        clock = Clock()
+        shop, made = shop_of(100), lists(clock)
+        waits = [made.wait_s]
+        made.start(shop)
+        waits.append(made.wait_s)
+        drain(made, shop)
+        made.changed("p0")
+        waits.append(made.wait_s)
+        made.work(shop, 1.0, NOW_US)
+        for seconds in (0, 1, 3600):
+            clock.now += seconds
+            waits.append(made.wait_s)
+        drain(made, shop, clock)
+        round_s = BATCH / REFRESH_PER_SECOND
+        assert [*waits, made.wait_s] == [
+            *(None, 0.0, 0.0),
+            *(pytest.approx(round_s), pytest.approx(round_s - 1), 0.0),
+            None,
+        ]
+
     def test_change_during_a_round_makes_another(self) -> None:
         clock = Clock()
         shop, made, table = shop_of(100), lists(clock), Table()

@@ -605,6 +605,7 @@ def test_user_gets_a_list_once_the_awaited_product_is_there(clock: Clock) -> Non
     shop.advance(60_000)
     assert set(shop.listed()) == {"u"}
     assert shop.profile().waiting == 0
+    shop.advance(300_000)  # the catalogue has stopped growing
     assert shop.backend.timers == set()
 
 
@@ -1303,7 +1304,7 @@ def unresolved(shop: Harness) -> list[list[tuple[str, float]]]:
 def test_products_that_the_catalogue_does_not_know_are_counted_and_named(clock: Clock) -> None:
     shop = Harness(clock, CONFIG, with_products(clock, CONFIG, 1).backend, subtask=3)
     shop.product(1, space="other")  # known, though without a vector of the active space
-    clock.now_ms += 60_000  # the catalogue has stopped growing
+    clock.now_ms += 120_000  # the catalogue has stopped growing
     for at in range(30):
         for number in range(20):
             if number <= at:
@@ -1633,6 +1634,31 @@ def test_lists_by_product_are_made_for_the_own_share_and_when_something_changes(
     assert (gone.similar, gone.bought_together) == ([], [])
 
 
+def test_a_round_of_lists_by_product_goes_on_without_another_event(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("udfs.product_lists.BATCH", 1)
+    config = replace(LISTS, product_list_length=30)
+    first = with_products(clock, config)
+    for number in range(20):
+        first.put(record(f"q{number}", PRODUCTS["p1"]))
+    shop = Harness(clock, config, first.backend)
+    lists: Any = shop._function._lists
+    lists._clock = clock.monotonic
+    shop.event(1)
+    shop.advance(5000)
+    made = shop.product_lists().values()
+    assert len(made) > 4
+    assert all("p5" in dict(one.similar) for one in made)
+    shop.product(5, in_stock=False)
+    shop.event(2)
+    shop.advance(60_000)
+    made = shop.product_lists().values()
+    assert not any("p5" in dict(one.similar) for one in made)
+    assert shop.backend.timers == set()
+    assert len(shop.fired) < 25
+
+
 @pytest.mark.parametrize(("save_ms", "at_most"), [(0, 0.55), (600, 0.15)])
 def test_lists_by_product_have_their_share_of_the_time(
     clock: Clock, save_ms: int, at_most: float
@@ -1645,7 +1671,7 @@ def test_lists_by_product_have_their_share_of_the_time(
         clock.now_ms += spent[-1]
         return []
 
-    lists: Any = SimpleNamespace(pending=True, work=work, changed=lambda _: None)
+    lists: Any = SimpleNamespace(pending=True, wait_s=0.0, work=work, changed=lambda _: None)
     shop._function._lists = lists
     shop.save_ms = save_ms
     began_ms = clock.now_ms
@@ -1656,8 +1682,8 @@ def test_lists_by_product_have_their_share_of_the_time(
     shop.save_ms = 0
     share = sum(spent) / (clock.now_ms - began_ms)
     assert at_most / 3 < share < at_most
-    lists.pending = False
-    shop.advance(20_000)
+    lists.pending, lists.wait_s = False, None
+    shop.advance(300_000)
     assert shop.backend.timers == set()
 
 
