@@ -214,7 +214,7 @@ def _no_vector(_title: str, _category: str) -> None:
 def save_products(options: CassandraOptions, bootstrap: str, products: int) -> None:
     """Put the catalogue into its topic and its tables, as the job leaves it."""
     records = [
-        merge(None, decode_product(key, value)[0], now_ms=1, at_us=1000, encode_text=_no_vector)
+        merge(None, decode_product(key, value)[0], seen_ms=1, at_us=1000, encode_text=_no_vector)
         for key, value in Workload(products=products).catalogue()
     ]
     encoded = {one.product_id: encode(one) for one in records}

@@ -261,7 +261,7 @@ class CatalogueFunction(KeyedProcessFunction):
         if vector is not None and needed and len(vector) != needed:
             detail = f"{len(vector)} dimensions, --dimensions demands {needed}"
             raise RejectedError(Reason.WRONG_LENGTH, detail)
-        return Update(said, vector, record)
+        return Update(said, vector, record, kafka_ms)
 
     def _touch(self, key: str, ctx: KeyedProcessFunction.Context) -> Generator[Row, None, _Touched]:
         """Take the product of the current key into this tick, with what a restore left pending."""

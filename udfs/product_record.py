@@ -176,7 +176,7 @@ def merge(
     base: ProductRecord | None,
     update: Product | PartialProduct,
     *,
-    now_ms: int,
+    seen_ms: int,
     at_us: int,
     encode_text: TextEncoder,
     vector: FloatVector | None = None,
@@ -187,7 +187,7 @@ def merge(
         base: The product so far; None where there is none.
         update: A whole record, which replaces all fields but the vectors of other spaces, or a
             partial one, which replaces the fields that it has.
-        now_ms: The clock, epoch milliseconds.
+        seen_ms: When the product was first seen, if it is new, epoch milliseconds.
         at_us: Write time of the row, epoch microseconds.
         encode_text: Makes the vector of a product for which the shop sends none.
         vector: The unit vector (d,) of the update, where it is decoded already.
@@ -224,7 +224,7 @@ def merge(
         in_stock,
         vectors,
         is_text,
-        base.first_seen_ms if base is not None else now_ms,
+        base.first_seen_ms if base is not None else seen_ms,
         at_us,
         max(update.updated_at or 0, base.updated_at if base is not None else 0),
     )

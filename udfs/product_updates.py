@@ -17,6 +17,7 @@ from udfs.product_record import (
     same,
 )
 from udfs.schemas import (
+    MAX_TIMESTAMP_MS,
     PartialProduct,
     Product,
     ProductChange,
@@ -34,6 +35,8 @@ class Update(NamedTuple):
     """The unit vector (d,) of what is said, where it has one."""
     record: bytes
     """The record as it came, see :func:`udfs.schemas.frame_record`."""
+    kafka_ms: int = MAX_TIMESTAMP_MS
+    """Kafka's time of the record, epoch milliseconds; that far ahead where it is not known."""
 
 
 @dataclass
@@ -114,7 +117,8 @@ def apply_updates(
             outcome.after = merge(
                 outcome.after,
                 said,
-                now_ms=now_us // 1000,
+                # A product is as old as its first record, also where that waited in Kafka.
+                seen_ms=min(now_us // 1000, update.kafka_ms),
                 at_us=at_us,
                 encode_text=encode_text,
                 vector=update.vector,

@@ -192,7 +192,8 @@ def test_idle_user_leaves_the_state(stack: Stack) -> None:
         pipeline.send([click("u", "p0")])
         # What was bought is forgotten with the rest, and the vector is that of one click.
         again = pipeline.wait_list("u", lambda one: "p1" in one.product_ids, "p1 is forgotten")
-        assert again.scores[0] == pytest.approx(1, abs=1e-5)
+        # A vector of float16 is not of length 1 exactly.
+        assert again.scores[0] == pytest.approx(1, abs=1e-4)
 
 
 def test_each_change_of_the_catalogue_holds_for_the_next_lookup(stack: Stack) -> None:

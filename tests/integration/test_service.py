@@ -178,7 +178,7 @@ def passed_on(bootstrap: str) -> int:
             continue
         product, _ = decode_product(key, value)
         text = encode_products([product.title or ""], [product.category or ""])[0]
-        whole = merge(None, product, now_ms=1, at_us=1000, encode_text=lambda *_, text=text: text)
+        whole = merge(None, product, seen_ms=1, at_us=1000, encode_text=lambda *_, text=text: text)
         made.append((key, encode(whole)))
     producer.send(PRODUCTS, made)
     producer.close()

@@ -69,6 +69,7 @@ def service(
         RECOMMENDER_CASSANDRA_KEYSPACE=pipeline.keyspace,
         RECOMMENDER_KAFKA_EVENTS_TOPIC=pipeline.topics[EVENTS],
         RECOMMENDER_KAFKA_CATALOGUE_TOPIC=pipeline.topics[CATALOGUE],
+        RECOMMENDER_KAFKA_PRODUCTS_TOPIC=pipeline.topics["products"],
         RECOMMENDER_FLINK_URL=stack.flink.rest_url,
         RECOMMENDER_SHOP_USERS="shopper-1,shopper-2",
     ) as running:

@@ -157,7 +157,7 @@ def test_a_text_vector_is_made_again_when_its_text_changes_alone() -> None:
         PartialProduct("p", space="a", embedding=[1.0]),
         PartialProduct("p", title="hub"),
     ):
-        base = merge(base, update, now_ms=1, at_us=1, encode_text=counted)
+        base = merge(base, update, seen_ms=1, at_us=1, encode_text=counted)
     assert calls == ["hub", "mouse", "hub"]
     assert base is not None
     # In its place: the space that the shop publishes stays the newest.

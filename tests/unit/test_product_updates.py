@@ -130,3 +130,17 @@ def test_a_writer_that_fails_before_the_row_leaves_no_scope_for_ever(
     categories = {scope for scope, _ in tables.scopes if scope.startswith("category:")}
     assert categories == (set() if last is None else {f"category:{last.category}"})
     assert len(tables.scopes) == (0 if last is None else 2)
+
+
+@pytest.mark.parametrize(("kafka_ms", "seen_ms"), [(5_000, 5_000), (None, 9_000), (9_500, 9_000)])
+def test_a_product_is_as_old_as_its_first_record_in_kafka(
+    kafka_ms: int | None, seen_ms: int
+) -> None:
+    said = Product("p", title="kettle")
+    first = Update(said, None, b"") if kafka_ms is None else Update(said, None, b"", kafka_ms)
+    later = Update(said, None, b"", 7_000)
+    outcome = apply_updates(
+        None, [first, later], now_us=9_000_000, deleted_us=0, encode_text=lambda *_: None
+    )
+    assert outcome.after is not None
+    assert outcome.after.first_seen_ms == seen_ms
