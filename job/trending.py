@@ -168,23 +168,11 @@ FROM `{products}`
 WHERE in_stock
 """
 
-# At each access Flink walks over the whole maps of five keys, for what has expired: with a map of
-# all products of a category, that was most of the cost of an event at 100,000 products. The best of
-# a category are among the best of its parts, whose maps are small.
-_PARTS: Final = 32
 _TOP: Final = """
-WITH of_parts AS (
-    SELECT epoch, category, product_id, score FROM (
-        SELECT epoch, category, product_id, score, ROW_NUMBER() OVER (
-            PARTITION BY epoch, category, MOD(HASH_CODE(product_id), {parts})
-            ORDER BY score DESC, product_id) AS place
-        FROM `{scored}`
-    ) WHERE place <= {length}
-)
 SELECT epoch, category, product_id, score FROM (
     SELECT epoch, category, product_id, score, ROW_NUMBER() OVER (
         PARTITION BY epoch, category ORDER BY score DESC, product_id) AS place
-    FROM of_parts
+    FROM `{scored}`
 ) WHERE place <= {length}
 """
 
@@ -441,9 +429,7 @@ def _lists(
     """
     top = f"{name}-ranked"
     with _set(tables, _UNBATCHED):
-        _view_of_stream(
-            tables, top, _TOP.format(scored=name, length=length, parts=_PARTS), _TOP_COLUMNS
-        )
+        _view_of_stream(tables, top, _TOP.format(scored=name, length=length), _TOP_COLUMNS)
     query = _LISTS.format(
         top=top,
         length=length,
