@@ -26,7 +26,7 @@ from pyflink.datastream.functions import KeyedProcessFunction
 from pyflink.datastream.state import ListStateDescriptor, StateTtlConfig, ValueStateDescriptor
 
 from udfs.memory import TickCollector
-from udfs.metrics import METRIC_GROUP
+from udfs.metrics import METRIC_GROUP, dead_letter_counters
 from udfs.ports import BaseReader, BatchSaver
 from udfs.product_record import FloatVector, ProductRecord, TextEncoder, encode
 from udfs.product_updates import Outcome, Update, apply_updates
@@ -188,10 +188,7 @@ class CatalogueFunction(KeyedProcessFunction):
         group = runtime_context.get_metrics_group().add_group(METRIC_GROUP)
         self._updates = group.counter("catalogue_updates")
         self._late = group.counter("late_updates")
-        self._dead_letters = {
-            reason: group.add_group("reason", reason.value).counter("dead_letters")
-            for reason in Reason
-        }
+        self._dead_letters = dead_letter_counters(group)
         self._saver = self._make_saver(runtime_context)
         self._bases = self._make_bases()
         self._collector = TickCollector()

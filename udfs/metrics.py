@@ -8,7 +8,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from udfs.schemas import Reason
+
 METRIC_GROUP: Final = "recommender"
+
+
+def dead_letter_counters(metric_group: Any) -> dict[Reason, Any]:
+    """Register a counter ``dead_letters`` for each reason, in a group of its own."""
+    return {
+        reason: metric_group.add_group("reason", reason.value).counter("dead_letters")
+        for reason in Reason
+    }
 
 
 class Gauge:

@@ -131,15 +131,6 @@ def decode_switch(payload: bytes) -> SpaceSwitch:
     return _decode(_switch_decoder, payload)
 
 
-def record_vectors(record: ProductRecord) -> dict[str, FloatVector]:
-    """Decode the unit vectors (d,) of a record by space, the newest last.
-
-    Raises:
-        RejectedError: One is no base64 of float32.
-    """
-    return {space: decode_vector(text) for space, text in record.vectors.items()}
-
-
 def _decode(decoder: msgspec.json.Decoder[_Kept], payload: bytes) -> _Kept:
     try:
         kept = decoder.decode(payload)

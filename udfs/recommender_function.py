@@ -42,7 +42,7 @@ from pyflink.datastream.state import (
 from udfs.catalogue import Catalogue
 from udfs.catalogue_growth import CatalogueGrowth
 from udfs.memory import TickCollector
-from udfs.metrics import METRIC_GROUP, Gauge
+from udfs.metrics import METRIC_GROUP, Gauge, dead_letter_counters
 from udfs.ports import BatchSaver, Record, TopicReader
 from udfs.product_lists import ProductLists
 from udfs.product_record import (
@@ -74,7 +74,6 @@ from udfs.schemas import (
     Objection,
     Origin,
     PendingEvent,
-    Reason,
     RejectedError,
     SaveBatch,
     decode_accepted_event,
@@ -295,10 +294,7 @@ class RecommenderFunction(KeyedBroadcastProcessFunction):
         self._opted_out_events = group.counter("opted_out_events")
         self._capped_events = group.counter("capped_events")
         self._rejected_rows = group.counter("rejected_rows")
-        self._dead_letters = {
-            reason: group.add_group("reason", reason.value).counter("dead_letters")
-            for reason in Reason
-        }
+        self._dead_letters = dead_letter_counters(group)
         self._batch_size = Gauge(group, "lookup_batch_size")
         self._catalogue_size = Gauge(group, "catalogue_size")
         self._catalogue_searchable = Gauge(group, "catalogue_searchable")

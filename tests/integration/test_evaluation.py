@@ -15,8 +15,8 @@ from evaluation.ours import Ours, Stock, learn_before_split
 from evaluation.protocol import Prediction, Unit, Walk, make_task
 from local.stack import Stack
 from tests.integration.helpers import Pipeline, eventually, now_ms
+from tests.unit.builders import record_vectors
 from tests.verification import StoredList
-from udfs.product_record import record_vectors
 from udfs.schemas import Event, EventType, Product
 
 pytestmark = pytest.mark.timeout(240)

@@ -17,6 +17,7 @@ from udfs.schemas import (
     Origin,
     PendingEvent,
     SavedList,
+    decode_vector,
     encode_vector,
     frame_record,
 )
@@ -130,6 +131,11 @@ def record(
     }
     texts = {name: encode_vector(one) for name, one in vectors.items()}
     return ProductRecord(VERSION, product_id, vectors=texts, **values)
+
+
+def record_vectors(whole: ProductRecord) -> dict[str, FloatMatrix]:
+    """Vectors (d,) of a product by space, the newest last."""
+    return {space: decode_vector(text) for space, text in whole.vectors.items()}
 
 
 def related_row(product_id: str = "p0", **fields: Any) -> RelatedRow:

@@ -10,7 +10,8 @@ import pytest
 from benchmarks.catalogue import operator_bytes, peak_mib, ratios, recall, table
 from benchmarks.runner import BenchmarkError
 from benchmarks.workload import SPACE, Workload
-from udfs.product_record import decode_record, decode_related, record_vectors
+from tests.unit.builders import record_vectors
+from udfs.product_record import decode_record, decode_related
 
 SMALL = Workload(products=300, related=10)
 

@@ -15,6 +15,7 @@ from pyflink.common import Row
 
 from connectors.dead_letters import to_row
 from tests.unit.builders import product_json, wire_key
+from tests.unit.metric_doubles import Counter, Group
 from udfs.catalogue_function import (
     DEAD_LETTERS,
     MOST_PRODUCTS,
@@ -50,26 +51,6 @@ START_MS = 1_732_300_000_050
 
 class KilledError(RuntimeError):
     """The task has failed."""
-
-
-class Counter:
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, n: int = 1) -> None:
-        self.value += n
-
-
-class Group:
-    def __init__(self, counters: dict[str, Counter], path: str = "") -> None:
-        self._counters = counters
-        self._path = path
-
-    def add_group(self, name: str, extra: str | None = None) -> Group:
-        return Group(self._counters, f"{self._path}{name}.{extra + '.' if extra else ''}")
-
-    def counter(self, name: str) -> Counter:
-        return self._counters.setdefault(self._path + name, Counter())
 
 
 class Backend:

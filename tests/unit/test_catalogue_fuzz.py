@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.builders import NOW_MS, FloatMatrix, pending, unit, wire_key
+from tests.unit.builders import NOW_MS, FloatMatrix, pending, record_vectors, unit, wire_key
 from udfs.catalogue import Catalogue
 from udfs.product_record import (
     ProductRecord,
@@ -19,7 +19,6 @@ from udfs.product_record import (
     decode_record,
     decode_related,
     decode_switch,
-    record_vectors,
 )
 from udfs.profile import ProfileConfig
 from udfs.ranking import RankingConfig

@@ -22,8 +22,8 @@ from evaluation.files import (
 )
 from evaluation.ours import Stock, learn_before_split
 from evaluation.protocol import Training
-from tests.unit.builders import NOW_MS, event_json, product_json
-from udfs.product_record import ProductRecord, record_vectors
+from tests.unit.builders import NOW_MS, event_json, product_json, record_vectors
+from udfs.product_record import ProductRecord
 from udfs.schemas import encode_vector
 
 

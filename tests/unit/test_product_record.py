@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.golden.make import RECORD_V1, RELATED_V1, SWITCH_V1
+from tests.unit.builders import record_vectors
 from udfs.product_record import (
     MAX_SPACES,
     FloatVector,
@@ -25,7 +26,6 @@ from udfs.product_record import (
     encode,
     merge,
     most_held,
-    record_vectors,
     related_of,
     same,
 )

@@ -23,6 +23,7 @@ from tests.unit.builders import (
     unit_vectors,
     wire_key,
 )
+from tests.unit.metric_doubles import Counter, Group
 from udfs.ports import Record
 from udfs.product_record import ProductRecord, RelatedRow, SpaceSwitch, encode
 from udfs.profile import Profile, ProfileConfig, decayed_sums
@@ -57,28 +58,6 @@ START_MS = 1_732_300_000_500
 MATRIX = unit_vectors(6, 4)
 PARALLELISM = 4
 PRODUCTS = {f"p{n}": vector for n, vector in enumerate(MATRIX)}
-
-
-class Counter:
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, n: int = 1) -> None:
-        self.value += n
-
-
-class Group:
-    """Counters by the path of their groups, shared by all groups below one root."""
-
-    def __init__(self, counters: dict[str, Counter], path: str = "") -> None:
-        self.counters = counters
-        self._path = path
-
-    def add_group(self, name: str, extra: str | None = None) -> Group:
-        return Group(self.counters, f"{self._path}{name}.{extra + '.' if extra else ''}")
-
-    def counter(self, name: str) -> Counter:
-        return self.counters.setdefault(self._path + name, Counter())
 
 
 class Topics:
